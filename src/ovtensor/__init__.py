@@ -1,0 +1,45 @@
+"""Tensor interop between PyTorch, NumPy and OpenVINO, and SDXL on Intel hardware from Python.
+
+The names below are the public interface. Importing this package loads NumPy and nothing heavier:
+torch, openvino and diffusers come in when a function that needs them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it (PEP 562: looked up on first use)
+_LAZY = {
+    "to_numpy": "ovtensor._convert",
+    "Backend": "ovtensor.sdxl",
+    "sdxl_pipeline": "ovtensor.sdxl",
+    "tiny_sdxl_path": "ovtensor.models",
+    "diffusers": "ovtensor.diffusers",
+    "errors": "ovtensor.errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from ovtensor import diffusers as diffusers
+    from ovtensor import errors as errors
+    from ovtensor._convert import to_numpy as to_numpy
+    from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
+    from ovtensor.sdxl import Backend as Backend
+    from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,79 @@
+"""Every error that ovtensor raises, as one tree.
+
+::
+
+    OvtensorError
+    |- ConversionError (TypeError)          a tensor-like object has no right array
+    |  `- DatalessTensorError               it has a shape and a dtype but no values
+    |- NonFiniteError (ValueError)          NaN or infinity where a picture was expected
+    |- PatchConflictError (RuntimeError)    somebody else patched the same attribute afterwards
+    |- MissingExtraError (ImportError)      an optional package is not installed
+    |- InputError (ValueError)              an argument that cannot be right
+    |  |- BackendError                      unknown backend, device or precision
+    |  `- ModelError                        a folder or pipeline that is no usable SDXL model
+    |- ComponentError (RuntimeError)        a component could not be converted, compiled or run
+    `- SessionClosedError (RuntimeError)    use after the ``with`` block was left
+
+Catch :class:`OvtensorError` for all of them, or the builtin in parentheses where code already
+does. A message says what was given, what was wanted and one thing to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "ComponentError",
+    "ConversionError",
+    "DatalessTensorError",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "NonFiniteError",
+    "OvtensorError",
+    "PatchConflictError",
+    "SessionClosedError",
+]
+
+
+class OvtensorError(Exception):
+    """Base of all errors of this library."""
+
+
+class ConversionError(OvtensorError, TypeError):
+    """A tensor-like object cannot become the array that was asked for."""
+
+
+class DatalessTensorError(ConversionError):
+    """A tensor with shape and dtype but without values: fake, meta, functional or traced."""
+
+
+class NonFiniteError(OvtensorError, ValueError):
+    """NaN or infinity among values that were about to become a picture."""
+
+
+class PatchConflictError(OvtensorError, RuntimeError):
+    """A patch cannot be undone because somebody else replaced the attribute afterwards."""
+
+
+class MissingExtraError(OvtensorError, ImportError):
+    """A package of one of the extras is not installed; the message has the install command."""
+
+
+class InputError(OvtensorError, ValueError):
+    """An argument that cannot be right, whatever the model and the machine."""
+
+
+class BackendError(InputError):
+    """An unknown backend, a device that is not there, or a precision that it does not have."""
+
+
+class ModelError(InputError):
+    """A folder, hub id or pipeline that is not a complete SDXL model."""
+
+
+class ComponentError(OvtensorError, RuntimeError):
+    """A component of a pipeline could not be converted, compiled or run."""
+
+
+class SessionClosedError(OvtensorError, RuntimeError):
+    """A pipeline was used after the ``with`` block that owns its compiled models was left."""
