@@ -1,0 +1,140 @@
+"""The computation of each component as a module of flat float32 tensors.
+
+diffusers calls its components with keywords, dictionaries and optional tensors; OpenVINO converts
+a module that takes and gives plain tensors. Each graph here closes that gap once, for tracing and
+for running in torch alike: float32 in, the component's own precision inside, float32 out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GraphInput:
+    """One input: its name, its shape (-1 where any size goes) and a small example."""
+
+    name: str
+    shape: tuple[int, ...]
+    example: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Graph:
+    """What is traced: ``module(*inputs)`` gives a tuple of float32 tensors."""
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[GraphInput, ...]
+
+
+class _UNetForward(torch.nn.Module):
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        self.dtype = unet.dtype
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        (noise,) = self.unet(
+            sample.to(self.dtype),
+            timestep,
+            encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+            timestep_cond=None if timestep_cond is None else timestep_cond.to(self.dtype),
+            added_cond_kwargs={"text_embeds": text_embeds.to(self.dtype), "time_ids": time_ids},
+            return_dict=False,
+        )
+        return (noise.float(),)
+
+
+class _Convolutions(torch.nn.Module):
+    def __init__(self, *parts: torch.nn.Module | None) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(part for part in parts if part is not None)
+        self.dtype = next(self.parameters()).dtype
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sample = sample.to(self.dtype)
+        for part in self.parts:
+            sample = part(sample)
+        return (sample.float(),)
+
+
+class _TextForward(torch.nn.Module):
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.text_encoder(input_ids, output_hidden_states=True, return_dict=True)
+        return tuple(state.float() for state in (output[0], *output.hidden_states))
+
+
+def unet_graph(unet: Any) -> Graph:
+    """The SDXL UNet: sample, timestep, text and size conditioning to predicted noise."""
+    config = unet.config
+    # An example of odd height and width makes diffusers resize to the skip connection's size
+    # instead of doubling, and only that is right for every latent size.
+    side, batch, tokens = 2 ** (len(config.block_out_channels) - 1) * 2 + 1, 2, 3
+    pooled = unet.add_embedding.linear_1.in_features - 6 * config.addition_time_embed_dim
+    inputs = [
+        GraphInput(
+            "sample",
+            (-1, config.in_channels, -1, -1),
+            torch.zeros(batch, config.in_channels, side, side),
+        ),
+        GraphInput("timestep", (-1,), torch.full((1,), 500.0)),
+        GraphInput(
+            "encoder_hidden_states",
+            (-1, -1, config.cross_attention_dim),
+            torch.zeros(batch, tokens, config.cross_attention_dim),
+        ),
+        GraphInput("text_embeds", (-1, pooled), torch.zeros(batch, pooled)),
+        GraphInput("time_ids", (-1, 6), torch.full((batch, 6), 64.0)),
+    ]
+    if config.time_cond_proj_dim is not None:  # distilled models: guidance is an input
+        width = config.time_cond_proj_dim
+        inputs.append(GraphInput("timestep_cond", (-1, width), torch.zeros(batch, width)))
+    return Graph("unet", _UNetForward(unet), tuple(inputs))
+
+
+def vae_decoder_graph(vae: Any) -> Graph:
+    """Latents ``(batch, 4, h, w)`` to pixels in [-1, 1] ``(batch, 3, 8h, 8w)``."""
+    channels = vae.config.latent_channels
+    return Graph(
+        "vae_decoder",
+        _Convolutions(vae.post_quant_conv, vae.decoder),
+        (GraphInput("latents", (-1, channels, -1, -1), torch.zeros(1, channels, 9, 9)),),
+    )
+
+
+def vae_encoder_graph(vae: Any) -> Graph:
+    """Pixels in [-1, 1] ``(batch, 3, 8h, 8w)`` to moments of the latents ``(batch, 8, h, w)``."""
+    channels = vae.config.in_channels
+    return Graph(
+        "vae_encoder",
+        _Convolutions(vae.encoder, vae.quant_conv),
+        (GraphInput("pixels", (-1, channels, -1, -1), torch.zeros(1, channels, 72, 72)),),
+    )
+
+
+def text_encoder_graph(name: str, text_encoder: Any) -> Graph:
+    """Token ids ``(batch, tokens)`` to the pooled or last state, then every hidden state."""
+    config = text_encoder.config
+    ids = torch.full((2, config.max_position_embeddings), config.eos_token_id)
+    ids[:, 0] = config.bos_token_id
+    return Graph(
+        name,
+        _TextForward(text_encoder),
+        (GraphInput("input_ids", (-1, config.max_position_embeddings), ids),),
+    )
