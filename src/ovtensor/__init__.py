@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 # public name -> the module that defines it (PEP 562: looked up on first use)
 _LAZY = {
     "to_numpy": "ovtensor._convert",
+    "to_torch": "ovtensor._convert",
+    "to_openvino": "ovtensor._convert",
+    "register_route": "ovtensor._registry",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
     "tiny_sdxl_path": "ovtensor.models",
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
     from ovtensor import errors as errors
     from ovtensor._convert import to_numpy as to_numpy
+    from ovtensor._convert import to_openvino as to_openvino
+    from ovtensor._convert import to_torch as to_torch
+    from ovtensor._registry import register_route as register_route
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline

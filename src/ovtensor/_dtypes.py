@@ -1,0 +1,125 @@
+"""The one table of element types: a row a type, every other lookup is derived from it.
+
+NumPy has no bfloat16, no float8 and nothing narrower than a byte. Values of such types travel as
+*carriers*: unsigned integers that hold the same bits, one element a value. That keeps every
+passage between libraries exact, and needs neither ``ml_dtypes`` nor a framework.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from typing import Any
+
+import numpy as np
+
+from ovtensor.errors import ConversionError
+
+__all__ = ["BY_NAME", "BY_NUMPY", "BY_OPENVINO", "BY_TORCH", "TABLE", "ElementType", "native_dtype"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ElementType:
+    """What is known about one element type; the rows of :data:`TABLE` are all there are.
+
+    Attributes
+    ----------
+    name : str
+        Name of the type, as NumPy or ``ml_dtypes`` spells it where one of them has it.
+    bits : int
+        Width of one element in bits, where elements are packed; 0 where it varies (text).
+    numpy : str or None
+        NumPy's own type; None where NumPy has none.
+    torch : str or None
+        Attribute of ``torch``.
+    openvino : str or None
+        Attribute of ``openvino.Type``.
+    native : str or None
+        Attribute of ``ml_dtypes``.
+    default : str
+        The NumPy type that holds every value of this type exactly, and that ``to_numpy`` gives.
+    """
+
+    name: str
+    bits: int
+    numpy: str | None = None
+    torch: str | None = None
+    openvino: str | None = None
+    native: str | None = None
+    default: str = "float32"
+
+    @property
+    def carrier(self) -> np.dtype[Any]:
+        """The NumPy type that elements of this type travel in, one element a value."""
+        if self.numpy is not None:
+            return np.dtype(self.numpy)
+        return np.dtype(np.uint16 if self.bits > 8 else np.uint8)
+
+    @property
+    def in_numpy(self) -> bool:
+        """Whether NumPy itself has the type, so that the carrier already is the value."""
+        return self.numpy is not None
+
+
+def _same(name: str, bits: int, openvino: str | None, torch: str | None = None) -> ElementType:
+    """Build the row of a type that NumPy has."""
+    return ElementType(name, bits, name, torch or name, openvino, None, name)
+
+
+TABLE: tuple[ElementType, ...] = (
+    _same("bool", 8, "boolean"),
+    _same("int8", 8, "i8"),
+    _same("int16", 16, "i16"),
+    _same("int32", 32, "i32"),
+    _same("int64", 64, "i64"),
+    _same("uint8", 8, "u8"),
+    _same("uint16", 16, "u16"),
+    _same("uint32", 32, "u32"),
+    _same("uint64", 64, "u64"),
+    _same("float16", 16, "f16"),
+    _same("float32", 32, "f32"),
+    _same("float64", 64, "f64"),
+    _same("complex64", 64, None),
+    _same("complex128", 128, None),
+    ElementType("bfloat16", 16, None, "bfloat16", "bf16", "bfloat16"),
+    ElementType("float8_e4m3fn", 8, None, "float8_e4m3fn", "f8e4m3", "float8_e4m3fn"),
+    ElementType("float8_e5m2", 8, None, "float8_e5m2", "f8e5m2", "float8_e5m2"),
+    ElementType("float8_e4m3fnuz", 8, None, "float8_e4m3fnuz", None, "float8_e4m3fnuz"),
+    ElementType("float8_e5m2fnuz", 8, None, "float8_e5m2fnuz", None, "float8_e5m2fnuz"),
+    ElementType("float8_e8m0fnu", 8, None, "float8_e8m0fnu", "f8e8m0", "float8_e8m0fnu"),
+    ElementType("float4_e2m1fn", 4, None, None, "f4e2m1", "float4_e2m1fn"),
+    ElementType("nf4", 4, None, None, "nf4", None),
+    ElementType("uint1", 1, None, None, "u1", None, "uint8"),
+    ElementType("uint2", 2, None, None, "u2", "uint2", "uint8"),
+    ElementType("uint3", 3, None, None, "u3", None, "uint8"),
+    ElementType("uint4", 4, None, None, "u4", "uint4", "uint8"),
+    ElementType("uint6", 6, None, None, "u6", None, "uint8"),
+    ElementType("int4", 4, None, None, "i4", "int4", "int8"),
+    ElementType("str", 0, "str", None, "string", None, "str"),
+)
+
+BY_NAME = {row.name: row for row in TABLE}
+BY_TORCH = {row.torch: row for row in TABLE if row.torch is not None}
+BY_OPENVINO = {row.openvino: row for row in TABLE if row.openvino is not None}
+# Keyed by the dtype itself: NumPy's aliases ("l", "q") compare and hash alike.
+BY_NUMPY = {np.dtype(row.numpy): row for row in TABLE if row.numpy is not None and row.bits}
+
+
+def native_dtype(element: ElementType) -> np.dtype[Any]:
+    """Return the NumPy type that has the same bits as `element`, from ``ml_dtypes`` if need be.
+
+    Raises
+    ------
+    ConversionError
+        If neither NumPy nor an installed ``ml_dtypes`` has it.
+    """
+    if element.numpy is not None:
+        return np.dtype(element.numpy)
+    if element.native is None or importlib.util.find_spec("ml_dtypes") is None:
+        missing = "no NumPy type has its bits" if element.native is None else "install ml_dtypes"
+        raise ConversionError(
+            f"dtype='native' was asked for {element.name}: {missing}; "
+            f"leave dtype out to get {element.default}"
+        )
+    return np.dtype(getattr(importlib.import_module("ml_dtypes"), element.native))
