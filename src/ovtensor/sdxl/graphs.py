@@ -7,6 +7,7 @@ for running in torch alike: float32 in, the component's own precision inside, fl
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -31,30 +32,60 @@ class Graph:
     inputs: tuple[GraphInput, ...]
 
 
+class _Given(torch.nn.Module):
+    """Returns what it was given beforehand, whatever it is called with."""
+
+    value: torch.Tensor
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.value
+
+
 class _UNetForward(torch.nn.Module):
+    """The UNet from the waves of its timestep and sizes onward: see :func:`unet_waves`."""
+
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = copy.copy(unet)
+        self.unet._modules = {**unet._modules, "time_proj": _Given(), "add_time_proj": _Given()}
         self.dtype = unet.dtype
 
     def forward(
         self,
         sample: torch.Tensor,
-        timestep: torch.Tensor,
+        time_waves: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         text_embeds: torch.Tensor,
-        time_ids: torch.Tensor,
+        size_waves: torch.Tensor,
         timestep_cond: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
+        self.unet.time_proj.value = time_waves
+        self.unet.add_time_proj.value = size_waves
         (noise,) = self.unet(
             sample.to(self.dtype),
-            timestep,
+            sample.new_zeros(()),  # not looked at: its waves are given
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             timestep_cond=None if timestep_cond is None else timestep_cond.to(self.dtype),
-            added_cond_kwargs={"text_embeds": text_embeds.to(self.dtype), "time_ids": time_ids},
+            added_cond_kwargs={
+                "text_embeds": text_embeds.to(self.dtype),
+                "time_ids": sample.new_zeros(()),
+            },
             return_dict=False,
         )
         return (noise.float(),)
+
+
+def unet_waves(
+    unet: Any, timestep: torch.Tensor, time_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sinusoids of timesteps ``(batch,)`` and sizes ``(batch, 6)``, in float32.
+
+    They stay outside of the graph because a device that executes bf16 or f16 rounds their phase,
+    which goes up to 999 radians: in bf16 that alone multiplied the UNet's error by up to six.
+    """
+    time_waves = unet.time_proj(timestep.float())
+    size_waves = unet.add_time_proj(time_ids.float().flatten())
+    return time_waves, size_waves.reshape(len(time_ids), -1)
 
 
 class _Convolutions(torch.nn.Module):
@@ -81,30 +112,31 @@ class _TextForward(torch.nn.Module):
 
 
 def unet_graph(unet: Any) -> Graph:
-    """The SDXL UNet: sample, timestep, text and size conditioning to predicted noise."""
+    """The SDXL UNet: sample, waves of time and sizes, text conditioning to predicted noise."""
     config = unet.config
     # An example of odd height and width makes diffusers resize to the skip connection's size
     # instead of doubling, and only that is right for every latent size.
     side, batch, tokens = 2 ** (len(config.block_out_channels) - 1) * 2 + 1, 2, 3
-    pooled = unet.add_embedding.linear_1.in_features - 6 * config.addition_time_embed_dim
+    time_waves, size_waves = unet_waves(unet, torch.zeros(batch), torch.zeros(batch, 6))
+    pooled = unet.add_embedding.linear_1.in_features - size_waves.shape[1]
+    text = config.cross_attention_dim
+
+    def dynamic(name: str, example: torch.Tensor) -> GraphInput:
+        return GraphInput(name, (-1, *example.shape[1:]), example)
+
     inputs = [
         GraphInput(
             "sample",
             (-1, config.in_channels, -1, -1),
             torch.zeros(batch, config.in_channels, side, side),
         ),
-        GraphInput("timestep", (-1,), torch.full((1,), 500.0)),
-        GraphInput(
-            "encoder_hidden_states",
-            (-1, -1, config.cross_attention_dim),
-            torch.zeros(batch, tokens, config.cross_attention_dim),
-        ),
-        GraphInput("text_embeds", (-1, pooled), torch.zeros(batch, pooled)),
-        GraphInput("time_ids", (-1, 6), torch.full((batch, 6), 64.0)),
+        dynamic("time_waves", time_waves),
+        GraphInput("encoder_hidden_states", (-1, -1, text), torch.zeros(batch, tokens, text)),
+        dynamic("text_embeds", torch.zeros(batch, pooled)),
+        dynamic("size_waves", size_waves),
     ]
     if config.time_cond_proj_dim is not None:  # distilled models: guidance is an input
-        width = config.time_cond_proj_dim
-        inputs.append(GraphInput("timestep_cond", (-1, width), torch.zeros(batch, width)))
+        inputs.append(dynamic("timestep_cond", torch.zeros(batch, config.time_cond_proj_dim)))
     return Graph("unet", _UNetForward(unet), tuple(inputs))
 
 

@@ -147,7 +147,7 @@ class OpenVINORunner:
 
 
 def convert(graph: Graph) -> ov.Model:
-    """The OpenVINO model of a graph; its constants may share the module's memory.
+    """The OpenVINO model of a graph, with constants of its own.
 
     Raises
     ------
@@ -163,6 +163,9 @@ def convert(graph: Graph) -> ov.Model:
                 graph.module,
                 example_input=tuple(entry.example for entry in graph.inputs),
                 input=[ov.PartialShape(list(entry.shape)) for entry in graph.inputs],
+                # A shared bf16 constant does not keep its memory alive: once the module was gone,
+                # text encoders computed NaN from what came to lie there.
+                share_weights=False,
             )
         except OvtensorError:
             raise

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from ovtensor.errors import ComponentError, SessionClosedError
+from ovtensor.sdxl.graphs import unet_waves
 from ovtensor.sdxl.runners import Runner
 
 
@@ -50,6 +51,7 @@ class UNetStandIn(_StandIn):
 
     def __init__(self, runner: Runner, unet: Any, dtype: torch.dtype) -> None:
         super().__init__(runner, unet.config, dtype)
+        self.time_proj, self.add_time_proj = unet.time_proj, unet.add_time_proj  # no weights
         # Pipelines check the length of their size conditioning against this layer.
         self.add_embedding = torch.nn.Module()
         self.add_embedding.linear_1 = torch.nn.Module()
@@ -80,13 +82,9 @@ class UNetStandIn(_StandIn):
                 f"the UNet was called with {', '.join(refused)}, which its compiled graph does "
                 f'not take; run the UNet on torch (unet="torch") for this'
             )
-        inputs = [
-            sample,
-            torch.as_tensor(timestep, dtype=torch.float32).reshape(-1),
-            encoder_hidden_states,
-            text_embeds,
-            time_ids,
-        ]
+        timesteps = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(len(sample))
+        time_waves, size_waves = unet_waves(self, timesteps, time_ids)
+        inputs = [sample, time_waves, encoder_hidden_states, text_embeds, size_waves]
         if self.config.time_cond_proj_dim is not None:
             if timestep_cond is None:  # what the embedding's missing addend stands for
                 timestep_cond = torch.zeros(len(sample), self.config.time_cond_proj_dim)
