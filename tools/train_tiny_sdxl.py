@@ -15,13 +15,11 @@ import argparse
 import copy
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import shapes
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -37,6 +35,11 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
+
+import shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 MAX_TOKENS = 77  # the length to which SDXL pads its prompts
 PROMPT_DROPOUT = 0.1  # share of prompts replaced by zeros, for classifier-free guidance
@@ -158,7 +161,7 @@ def train(
         }
         part = state_file.with_suffix(".part")
         torch.save(state, part)
-        os.replace(part, state_file)
+        part.replace(state_file)
 
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=2)
     recent: float | None = None
@@ -199,16 +202,14 @@ def vae_batch(count: int, side: int, rng: np.random.Generator) -> torch.Tensor:
         canvas = np.broadcast_to(colour(), (side, side, 3)).astype(np.float32)
         for _ in range(rng.integers(1, 4)):
             place = tuple(rng.uniform(-0.45 * side, 0.45 * side, 2))
-            mask = shapes.coverage(
-                shapes.SHAPES[rng.integers(3)], rng.uniform(8, 48), place, side
-            )
+            mask = shapes.coverage(shapes.SHAPES[rng.integers(3)], rng.uniform(8, 48), place, side)
             canvas = shapes.paint(mask, colour(), 0) + (1 - mask[..., None]) * canvas
         pictures.append(canvas)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def train_vae(vae: AutoencoderKL, args: argparse.Namespace) -> None:
-    """L1 and squared error plus a faint KL term; crops for most of the time, then whole pictures."""
+    """L1 and squared error plus a faint KL term; crops at first, whole pictures at the end."""
     small_steps = int(0.8 * args.vae_steps)
 
     def batch_loss(step: int, generator: torch.Generator) -> torch.Tensor:
@@ -219,8 +220,10 @@ def train_vae(vae: AutoencoderKL, args: argparse.Namespace) -> None:
         noise = torch.randn(posterior.mean.shape, generator=generator).to(args.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         # L1 keeps flat areas flat, the square chases the few pixels that are far off: the edges.
-        return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures) + 1e-6 * (
-            posterior.kl().mean()
+        return (
+            F.l1_loss(decoded, pictures)
+            + F.mse_loss(decoded, pictures)
+            + 1e-6 * (posterior.kl().mean())
         )
 
     train("vae", {"vae": vae}, batch_loss, steps=args.vae_steps, learning_rate=1e-3,
@@ -248,8 +251,9 @@ def train_unet(pipe: StableDiffusionXLPipeline, args: argparse.Namespace) -> Non
     bank = bank * pipe.vae.config.scaling_factor
     prompts = [scene.prompt for scene in TRAINED_SCENES]
     ids, ids_2 = (
-        tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
-        .input_ids.to(args.device)
+        tokenizer(
+            prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
+        ).input_ids.to(args.device)
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
     )
     alphas = pipe.scheduler.alphas_cumprod.to(args.device)
@@ -257,7 +261,7 @@ def train_unet(pipe: StableDiffusionXLPipeline, args: argparse.Namespace) -> Non
     time_ids = torch.tensor([shapes.SIDE, shapes.SIDE, 0, 0, shapes.SIDE, shapes.SIDE])
     time_ids = time_ids.repeat(count, 1).to(args.device, torch.float32)
 
-    def batch_loss(step: int, generator: torch.Generator) -> torch.Tensor:
+    def batch_loss(_: int, generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(prompts), (count,), generator=generator)
         variants = torch.randint(args.variants, (count,), generator=generator)
         timesteps = torch.randint(len(alphas), (count,), generator=generator)

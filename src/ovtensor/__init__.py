@@ -24,7 +24,18 @@ _LAZY = {
     "errors": "ovtensor.errors",
 }
 
-__all__ = ["__version__", *_LAZY]
+# packages that may be missing -> the extra that brings them
+_EXTRAS = {
+    "torch": "torch",
+    "openvino": "openvino",
+    "diffusers": "diffusers",
+    "transformers": "diffusers",
+    "safetensors": "diffusers",
+    "tqdm": "diffusers",
+    "PIL": "diffusers",
+}
+
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
@@ -41,10 +52,27 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        raise _missing_extra(name, error) from error
     value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
+
+
+def _missing_extra(name: str, error: ModuleNotFoundError) -> Exception:
+    from ovtensor.errors import MissingExtraError
+
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return error
+    # Most who lack one package lack another: one command brings all.
+    return MissingExtraError(
+        f"ovtensor.{name} needs {package}, which is not installed; it comes with "
+        f'"ovtensor[{_EXTRAS[package]}]": pip install "ovtensor[all]"',
+        name=package,
+    )
 
 
 def __dir__() -> list[str]:

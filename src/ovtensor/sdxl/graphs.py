@@ -32,6 +32,14 @@ class Graph:
     inputs: tuple[GraphInput, ...]
 
 
+def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
+    """A copy of ``module`` with the same weights and some children replaced, itself unchanged."""
+    copied = copy.copy(module)
+    # copy.copy shares the dictionary of children, which setattr would then change in both.
+    copied._modules = {**module._modules, **replaced}  # noqa: SLF001
+    return copied
+
+
 class _Given(torch.nn.Module):
     """Returns what it was given beforehand, whatever it is called with."""
 
@@ -46,8 +54,7 @@ class _UNetForward(torch.nn.Module):
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = copy.copy(unet)
-        self.unet._modules = {**unet._modules, "time_proj": _Given(), "add_time_proj": _Given()}
+        self.unet = shallow_copy(unet, time_proj=_Given(), add_time_proj=_Given())
         self.dtype = unet.dtype
 
     def forward(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 from ovtensor.errors import ModelError
+
+if TYPE_CHECKING:
+    import os
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 # Folders of a saved SDXL pipeline that must hold weights, and those that need only a config.

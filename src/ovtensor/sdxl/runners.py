@@ -11,7 +11,7 @@ import dataclasses
 import threading
 import time
 import warnings
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import openvino as ov
@@ -19,8 +19,10 @@ import torch
 
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError, OvtensorError, SessionClosedError
-from ovtensor.sdxl.graphs import Graph
 from ovtensor.sdxl.spec import Backend, core
+
+if TYPE_CHECKING:
+    from ovtensor.sdxl.graphs import Graph
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()

@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import os
 import threading
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
@@ -31,6 +28,11 @@ from ovtensor.sdxl.stand_ins import (
     UNetStandIn,
     vae_stand_in,
 )
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
 
 # The order of conversion is the order of weight, so that the largest one finds the most memory.
 COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
@@ -188,9 +190,7 @@ class Session:
 
         def run(graph: graphs.Graph) -> Runner:
             runner = (
-                OpenVINORunner(graph, backend)
-                if backend.kind == "openvino"
-                else TorchRunner(graph)
+                OpenVINORunner(graph, backend) if backend.kind == "openvino" else TorchRunner(graph)
             )
             undo.callback(runner.close)
             runners.append(runner)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import openvino as ov
 import torch
 
 from ovtensor.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Kind: TypeAlias = Literal["torch", "openvino"]
 Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
@@ -39,7 +41,7 @@ class Backend:
         Who computes.
     device : str
         An OpenVINO device such as ``"CPU"``, ``"GPU"``, ``"GPU.1"``, ``"NPU"`` or
-        ``"AUTO:GPU,CPU"``. Only ``"CPU"`` for torch: a torch component stays on the device it is on.
+        ``"AUTO:GPU,CPU"``. Only ``"CPU"`` for torch: a torch component stays where it is.
     precision : {"auto", "f32", "bf16", "f16"}
         Precision of the weights and of the arithmetic. For OpenVINO ``"auto"`` is what the device
         executes natively: bf16 on a CPU that has it, f16 on a GPU or NPU, f32 otherwise; the VAE
@@ -67,7 +69,9 @@ class Backend:
                 f"unknown backend {self.kind!r}; the backends are {_listing(_KINDS)}"
             )
         if not isinstance(self.device, str) or not self.device:
-            raise BackendError(f'a device is a string such as "CPU" or "GPU.0", not {self.device!r}')
+            raise BackendError(
+                f'a device is a string such as "CPU" or "GPU.0", not {self.device!r}'
+            )
         if self.precision not in _PRECISIONS:
             raise BackendError(
                 f"unknown precision {self.precision!r}; the precisions are {_listing(_PRECISIONS)}"

@@ -6,8 +6,7 @@ make, and refuses an argument that its graph does not have: nothing is dropped w
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -15,8 +14,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl.graphs import unet_waves
-from ovtensor.sdxl.runners import Runner
+from ovtensor.sdxl.graphs import shallow_copy, unet_waves
+
+if TYPE_CHECKING:
+    from ovtensor.sdxl.runners import Runner
 
 
 class _StandIn(torch.nn.Module):
@@ -149,12 +150,12 @@ def vae_stand_in(encoder: Runner, decoder: Runner, vae: Any) -> Any:
     Slicing, tiling, posteriors and every method stay diffusers' own. It computes in float32 for
     whoever looks, so that no pipeline tries to upcast it. ``vae`` itself is not changed.
     """
-    stand_in = copy.copy(vae)
-    stand_in._modules = {
-        name: torch.nn.Identity() if module is not None else None
-        for name, module in vae._modules.items()
-    } | {"encoder": _ConvolutionsStandIn(encoder), "decoder": _ConvolutionsStandIn(decoder)}
-    return stand_in
+    replaced: dict[str, torch.nn.Module | None] = {
+        name: torch.nn.Identity() for name, _ in vae.named_children()
+    }
+    replaced["encoder"] = _ConvolutionsStandIn(encoder)
+    replaced["decoder"] = _ConvolutionsStandIn(decoder)
+    return shallow_copy(vae, **replaced)
 
 
 class ClosedComponent:
