@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,11 +28,16 @@ class GraphInput:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Graph:
-    """What is traced: ``module(*inputs)`` gives a tuple of float32 tensors."""
+    """What is traced: ``module(*inputs)`` gives a tuple of float32 tensors.
+
+    ``shortest_keys`` is, for given inputs, the length of the shortest sequence that any attention
+    of the graph attends to: see :class:`ovtensor.sdxl.runners.OpenVINORunner`.
+    """
 
     name: str
     module: torch.nn.Module
     inputs: tuple[GraphInput, ...]
+    shortest_keys: Callable[..., int]
 
 
 def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
@@ -144,7 +152,13 @@ def unet_graph(unet: Any) -> Graph:
     ]
     if config.time_cond_proj_dim is not None:  # distilled models: guidance is an input
         inputs.append(dynamic("timestep_cond", torch.zeros(batch, config.time_cond_proj_dim)))
-    return Graph("unet", _UNetForward(unet), tuple(inputs))
+    depth = 2 ** (len(config.block_out_channels) - 1)
+
+    def shortest_keys(sample: torch.Tensor, _: Any, text: torch.Tensor, *__: Any) -> int:
+        height, width = (-(-side // depth) for side in sample.shape[2:])
+        return min(height * width, text.shape[1])
+
+    return Graph("unet", _UNetForward(unet), tuple(inputs), shortest_keys)
 
 
 def vae_decoder_graph(vae: Any) -> Graph:
@@ -154,6 +168,7 @@ def vae_decoder_graph(vae: Any) -> Graph:
         "vae_decoder",
         _Convolutions(vae.post_quant_conv, vae.decoder),
         (GraphInput("latents", (-1, channels, -1, -1), torch.zeros(1, channels, 9, 9)),),
+        lambda latents: latents.shape[2] * latents.shape[3],
     )
 
 
@@ -164,6 +179,7 @@ def vae_encoder_graph(vae: Any) -> Graph:
         "vae_encoder",
         _Convolutions(vae.encoder, vae.quant_conv),
         (GraphInput("pixels", (-1, channels, -1, -1), torch.zeros(1, channels, 72, 72)),),
+        lambda pixels: (pixels.shape[2] // 8) * (pixels.shape[3] // 8),
     )
 
 
@@ -176,4 +192,5 @@ def text_encoder_graph(name: str, text_encoder: Any) -> Graph:
         name,
         _TextForward(text_encoder),
         (GraphInput("input_ids", (-1, config.max_position_embeddings), ids),),
+        lambda input_ids: input_ids.shape[1],
     )

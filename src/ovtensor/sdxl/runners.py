@@ -79,11 +79,17 @@ class TorchRunner:
 
 
 class OpenVINORunner:
-    """Converts and compiles a graph for one device; several threads may call it at once."""
+    """Converts and compiles a graph for one device; several threads may call it at once.
+
+    OpenVINO's fused attention on the CPU goes wrong for good when the first sequence that it
+    attends to has a single element: every later, longer one gives garbage, without an error. So a
+    call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
+    """
 
     def __init__(self, graph: Graph, backend: Backend) -> None:
         self.name = graph.name
         self.stats = RunnerStats()
+        self._shortest_keys = graph.shortest_keys
         self._dtypes = [_numpy_dtype(entry.example) for entry in graph.inputs]
         self._counting = threading.Lock()
         # Each call takes a request for itself; popping and appending are atomic.
@@ -119,6 +125,12 @@ class OpenVINORunner:
         compiled = self._compiled
         if compiled is None:
             raise _closed(self.name)
+        if self._shortest_keys(*inputs) < 2:
+            raise ComponentError(
+                f"{self.name} was called on inputs of shapes {[tuple(x.shape) for x in inputs]}, "
+                f"which are too small for OpenVINO's attention; use a larger picture or prompt, "
+                f"or run it on torch"
+            )
         arrays = [
             np.ascontiguousarray(to_numpy(value, dtype=dtype))
             for value, dtype in zip(inputs, self._dtypes, strict=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from tqdm.auto import tqdm
 
 from ovtensor.errors import InputError, SessionClosedError
@@ -30,9 +30,10 @@ from ovtensor.sdxl.stand_ins import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from diffusers import StableDiffusionXLPipeline
 
 # The order of conversion is the order of weight, so that the largest one finds the most memory.
 COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
@@ -129,7 +130,7 @@ class Session:
         self._state = "CLOSED"
 
     def _open(self, undo: contextlib.ExitStack) -> StableDiffusionXLPipeline:
-        owned = not isinstance(self._model, DiffusionPipeline)
+        owned = isinstance(self._model, str | os.PathLike)
         if owned:
             pipe = load_pipeline(
                 self._model,

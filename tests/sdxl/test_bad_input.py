@@ -1,0 +1,170 @@
+"""What a session says when it is given something that cannot work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import openvino as ov
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.errors import BackendError, ComponentError, InputError, ModelError
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the embedded model, to be broken."""
+    return shutil.copytree(ovtensor.tiny_sdxl_path(), tmp_path / "model")
+
+
+def open_error(model, error=ModelError) -> str:
+    with pytest.raises(error) as caught:
+        ovtensor.sdxl_pipeline(model, unet="torch", progress=False).__enter__()
+    return str(caught.value)
+
+
+def test_unknown_backends_devices_and_precisions():
+    for arguments, message in [
+        ({"unet": "onnx"}, r"unet='onnx'.*\"torch\", \"openvino\""),
+        ({"text_encoders": 3}, r"text_encoders is a int.*\"torch\", \"openvino\""),
+        ({"vae": Backend("openvino", device="TPU")}, r"no device 'TPU' here; it has \"CPU\""),
+        ({"unet": Backend("openvino", device="AUTO:TPU,CPU")}, "no device 'TPU'"),
+    ]:
+        with pytest.raises(BackendError, match=message):
+            ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **arguments)
+    with pytest.raises(BackendError, match=r'unknown precision \'f8\'.*"auto", "f32", "bf16"'):
+        Backend("openvino", precision="f8")
+    with pytest.raises(BackendError, match="unknown backend"):
+        Backend("tensorrt")
+    with pytest.raises(BackendError, match="stays on the device it is on"):
+        Backend("torch", device="GPU")
+    with pytest.raises(BackendError, match="a device is a string"):
+        Backend("openvino", device=0)
+
+
+def test_a_precision_that_the_device_does_not_execute():
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    lacking = {"bf16": "BF16", "f16": "FP16"}
+    precision = next((name for name, key in lacking.items() if key not in able), None)
+    if precision is None:
+        pytest.skip("this CPU executes every precision")
+    with pytest.raises(BackendError, match=rf"CPU \(.*\) does not execute {precision}; it has"):
+        ovtensor.sdxl_pipeline(
+            ovtensor.tiny_sdxl_path(), unet=Backend("openvino", precision=precision)
+        )
+
+
+def test_auto_precision_is_what_the_device_executes():
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet="torch", text_encoders="openvino", vae="openvino",
+        progress=False,
+    ) as pipe:  # fmt: skip
+        precision = {row.component: row.precision for row in pipe.ovtensor.report()}
+    native = "bf16" if "BF16" in able else "f32"
+    assert precision == {
+        "unet": "f32",
+        "vae": "f32",
+        "text_encoder": native,
+        "text_encoder_2": native,
+    }
+
+
+def test_folders_that_are_no_sdxl_model(tmp_path, model):
+    assert "there is no folder" in open_error(tmp_path / "nowhere")
+    assert "no hub id" in open_error("just-a-name")
+    assert "no model_index.json" in open_error(tmp_path)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    assert "from_single_file" in open_error(weights)
+
+    index = model / "model_index.json"
+    content = json.loads(index.read_text())
+    content["_class_name"] = "StableDiffusionPipeline"
+    index.write_text(json.dumps(content))
+    assert "Stable Diffusion 1.5" in open_error(model)
+    index.write_text("not json")
+    assert "is not the index of a pipeline" in open_error(model)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"])
+def test_a_folder_with_a_missing_part_says_which(model, part):
+    shutil.rmtree(model / part)
+    assert f"has no {part} folder" in open_error(model)
+
+
+def test_a_folder_with_missing_or_broken_weights(model):
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "could not load" in open_error(model)
+    weights.unlink()
+    assert "no weights (*.safetensors) in vae" in open_error(model)
+
+
+def test_objects_that_are_no_pipeline(eager_pipeline):
+    # what stands where a path could stand is a path to Python, so these are the other things
+    assert "has addition_embed_type=None" in open_error(_with_unet(eager_pipeline))
+    for nonsense in (None, 7, torch.nn.Linear(1, 1)):
+        message = open_error(nonsense)
+        assert type(nonsense).__name__ in message
+        assert "a folder, a hub id or a loaded StableDiffusionXLPipeline" in message
+
+
+def _with_unet(pipeline):
+    """A pipeline like ``pipeline`` with a UNet that has no SDXL conditioning."""
+    small = {
+        "sample_size": 16,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+    }
+    return type(pipeline)(**{**pipeline.components, "unet": UNet2DConditionModel(**small)})
+
+
+def test_sizes_that_are_not_divisible_by_eight(eager_pipeline):
+    with (
+        ovtensor.sdxl_pipeline(eager_pipeline, unet="torch") as pipe,
+        pytest.raises(InputError, match=r"divisible by 8 but are 128 and 100"),
+    ):
+        pipe("a small red circle", height=128, width=100)
+
+
+def test_what_a_compiled_graph_does_not_take_is_refused_not_dropped(eager_pipeline, tmp_path):
+    with ovtensor.sdxl_pipeline(eager_pipeline, text_encoders="openvino") as pipe:
+        with pytest.raises(ComponentError, match=r"cross_attention_kwargs.*unet=\"torch\""):
+            pipe("a small red circle", cross_attention_kwargs={"scale": 0.5})
+        with pytest.raises(ComponentError, match=r"attention_mask.*text_encoders=\"torch\""):
+            pipe.text_encoder(
+                torch.zeros(1, 77, dtype=torch.long), attention_mask=torch.ones(1, 77)
+            )
+        with pytest.raises(ComponentError, match="time_ids"):
+            pipe.unet(
+                torch.zeros(1, 4, 16, 16),
+                1,
+                encoder_hidden_states=torch.zeros(1, 77, 96),
+                added_cond_kwargs={"text_embeds": torch.zeros(1, 64)},
+            )
+        with pytest.raises(ComponentError, match="not the weights"):
+            pipe.unet.save_pretrained(tmp_path)
+
+
+def test_a_vae_that_has_no_small_convolutions(eager_pipeline):
+    torch.manual_seed(0)
+    vae = AutoencoderKL.from_config(
+        {**eager_pipeline.vae.config, "use_quant_conv": False, "use_post_quant_conv": False}
+    ).eval()
+    plain = type(eager_pipeline)(**{**eager_pipeline.components, "vae": vae})
+    latents = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+    f32 = Backend("openvino", precision="f32")
+    with ovtensor.sdxl_pipeline(plain, unet="torch", vae=f32) as pipe:
+        torch.testing.assert_close(pipe.vae.decode(latents).sample, expected, rtol=0, atol=1e-4)

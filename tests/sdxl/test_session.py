@@ -1,0 +1,306 @@
+"""A session: every split, run after run, and what is left behind."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+import ovtensor
+import shapes
+from ovtensor import Backend
+from ovtensor.errors import ComponentError, InputError, SessionClosedError
+from sdxl_scenes import SCENES, draw, load
+
+KINDS = ("torch", "openvino")
+
+
+def f32(kind: str) -> Backend:
+    return Backend(kind, precision="f32")
+
+
+@pytest.fixture
+def compilations(monkeypatch) -> list[str]:
+    """One entry for every conversion and compilation that OpenVINO is asked for."""
+    seen: list[str] = []
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            seen.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(ov.Core, "compile_model", counted("compile", ov.Core.compile_model))
+    monkeypatch.setattr(ov, "convert_model", counted("convert", ov.convert_model))
+    return seen
+
+
+@pytest.mark.parametrize(("unet", "vae"), [*itertools.product(KINDS, KINDS)])
+def test_run_two_is_run_one_and_both_are_what_diffusers_draws(
+    unet, vae, eager_pictures, compilations
+):
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=f32(unet), vae=f32(vae), progress=False
+    ) as pipe:
+        first = [draw(pipe, scene) for scene in SCENES]
+        built = list(compilations)
+        second = [draw(pipe, scene) for scene in SCENES]
+        compiles = {row.component: row.compiles for row in pipe.ovtensor.report()}
+
+    # one graph for a UNet, two for a VAE
+    graphs = {"unet": int(unet == "openvino"), "vae": 2 * int(vae == "openvino")}
+    assert built.count("compile") == built.count("convert") == sum(graphs.values())
+    assert compilations == built, "run 2 converted or compiled something"
+    assert {name: compiles[name] for name in graphs} == graphs
+    for one, two, eager in zip(first, second, eager_pictures, strict=True):
+        np.testing.assert_array_equal(two, one)
+        assert np.abs(one.astype(int) - eager.astype(int)).max() <= 2
+
+
+def test_text_encoders_on_openvino_draw_the_same(eager_pictures):
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(),
+        unet=f32("torch"),
+        text_encoders=f32("openvino"),
+        progress=False,
+    ) as pipe:
+        pictures = [draw(pipe, scene) for scene in SCENES]
+        inferences = {row.component: row.inferences for row in pipe.ovtensor.report()}
+    assert inferences["text_encoder"] == inferences["text_encoder_2"] == len(SCENES)
+    for picture, eager in zip(pictures, eager_pictures, strict=True):
+        assert np.abs(picture.astype(int) - eager.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_in_bf16_show_their_scenes(kind):
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does not execute bf16")
+    backend = Backend(kind, precision="bf16")
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=backend, vae=backend, text_encoders=backend, progress=False
+    ) as pipe:
+        rows = pipe.ovtensor.report()
+        pictures = [draw(pipe, scene) for scene in SCENES]
+        again = draw(pipe, SCENES[0])
+    assert {(row.backend, row.precision) for row in rows} == {(kind, "bf16")}
+    np.testing.assert_array_equal(again, pictures[0])
+    for picture, scene in zip(pictures, SCENES, strict=True):
+        verdict = shapes.judge(picture, scene)
+        assert verdict.right(scene), (scene.prompt, verdict)
+
+
+def test_sizes_batches_and_guidance_change_without_a_compilation(eager_pipeline, compilations):
+    def run(pipe, **options):
+        return pipe(
+            num_inference_steps=2,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(3),
+            **options,
+        ).images
+
+    prompt = SCENES[0].prompt
+    calls = [
+        {"prompt": prompt},
+        {"prompt": prompt, "width": 192, "height": 128},
+        {"prompt": prompt, "width": 136, "height": 120},  # 17 x 15 latents: odd on both sides
+        {"prompt": [prompt, SCENES[1].prompt]},
+        {"prompt": prompt, "num_images_per_prompt": 2, "guidance_scale": 1.0},
+        {"prompt": prompt},
+    ]
+    expected = [run(eager_pipeline, **call) for call in calls]
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=f32("openvino"), vae=f32("openvino"), progress=False
+    ) as pipe:
+        built = list(compilations)
+        results = [run(pipe, **call) for call in calls]
+    assert compilations == built
+    for result, eager in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, eager, rtol=0, atol=1e-3)
+    assert torch.equal(results[0], results[-1])
+
+
+def test_schedulers_callbacks_and_output_types_work_as_in_diffusers(eager_pipeline):
+    def run(pipe):
+        seen = []
+
+        def on_step_end(_pipe, step, _timestep, tensors):
+            seen.append((step, tensors["latents"].clone()))
+            return {}
+
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        latents = pipe(
+            SCENES[1].prompt,
+            num_inference_steps=3,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+            callback_on_step_end=on_step_end,
+        ).images
+        return latents, seen
+
+    own = eager_pipeline.scheduler
+    expected, expected_steps = run(eager_pipeline)
+    eager_pipeline.scheduler = own
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=f32("openvino"), progress=False
+    ) as pipe:
+        latents, steps = run(pipe)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-3)
+    assert [step for step, _ in steps] == [0, 1, 2]
+    for (_, one), (_, two) in zip(steps, expected_steps, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-3)
+
+
+def test_results_are_owned_by_the_caller():
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), vae="openvino", text_encoders="openvino", progress=False
+    ) as pipe:
+        generator = torch.Generator().manual_seed(0)
+        latents = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2)]
+        kept = [pipe.vae.decode(latents[0]).sample, pipe.vae.encode(torch.zeros(1, 3, 128, 128))]
+        kept = [kept[0], kept[1].latent_dist.mean]
+        embeddings = pipe.encode_prompt(SCENES[0].prompt)
+
+        def predict(sample):
+            return pipe.unet(
+                sample,
+                500,
+                encoder_hidden_states=embeddings[0],
+                added_cond_kwargs={"text_embeds": embeddings[2], "time_ids": torch.ones(1, 6)},
+            ).sample
+
+        kept.append(predict(latents[0]))
+        kept += [embeddings[0], embeddings[2]]
+        before = [tensor.clone() for tensor in kept]
+
+        others = [pipe.vae.decode(latents[1]).sample, predict(latents[1])]
+        others.append(pipe.vae.encode(torch.ones(1, 3, 128, 128)).latent_dist.mean)
+        others.append(pipe.encode_prompt(SCENES[1].prompt)[0])
+    for tensor, copy in zip(kept, before, strict=True):
+        assert torch.equal(tensor, copy)
+    for index, other in ((0, 0), (2, 1), (1, 2), (3, 3)):
+        assert not torch.equal(kept[index], others[other])
+
+
+def test_the_callers_pipeline_comes_back_unchanged(eager_pipeline, eager_pictures):
+    modules = dict(eager_pipeline.components)
+    config = dict(eager_pipeline.config)
+    attributes = set(vars(eager_pipeline))
+    weights = {
+        (name, key): (value, value.clone(), value.data_ptr())
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2")
+        for key, value in getattr(eager_pipeline, name).state_dict(keep_vars=True).items()
+    }
+    eager_pipeline.vae.train()  # a mode of the caller's, which conversion must not switch
+    try:
+        with ovtensor.sdxl_pipeline(
+            eager_pipeline, unet="openvino", vae="openvino", text_encoders="openvino"
+        ) as pipe:
+            assert pipe is eager_pipeline
+            assert pipe.unet is not modules["unet"]
+            draw(pipe, SCENES[0], num_inference_steps=1)
+        assert all(module.training for module in eager_pipeline.vae.modules())
+    finally:
+        eager_pipeline.vae.eval()
+    assert not any(module.training for module in eager_pipeline.unet.modules())
+
+    assert eager_pipeline.components == modules
+    assert dict(eager_pipeline.config) == config
+    assert set(vars(eager_pipeline)) == attributes
+    for (name, key), (tensor, copy, address) in weights.items():
+        now = getattr(eager_pipeline, name).state_dict(keep_vars=True)[key]
+        assert now is tensor
+        assert now.data_ptr() == address
+        assert torch.equal(now, copy)
+    np.testing.assert_array_equal(draw(eager_pipeline, SCENES[0]), eager_pictures[0])
+
+
+def test_a_pipeline_of_the_callers_keeps_its_precision():
+    own = load(torch.bfloat16)
+    with ovtensor.sdxl_pipeline(own, unet=f32("openvino")) as pipe:
+        assert pipe.unet.dtype == torch.bfloat16
+        latents = pipe(SCENES[0].prompt, num_inference_steps=2, output_type="latent").images
+        precision = {row.component: row.precision for row in pipe.ovtensor.report()}
+    assert own.unet.dtype == torch.bfloat16
+    assert latents.dtype == torch.bfloat16
+    others = dict.fromkeys(("vae", "text_encoder", "text_encoder_2"), "bf16")
+    assert precision == {"unet": "f32", **others}
+
+
+def test_use_after_the_block():
+    session = ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), progress=False)
+    with pytest.raises(SessionClosedError, match="was not opened"):
+        session.report()
+    with session as pipe:
+        unet = pipe.unet
+    with pytest.raises(SessionClosedError, match="inside the `with` block"):
+        pipe(SCENES[0].prompt, num_inference_steps=1)
+    with pytest.raises(SessionClosedError, match="inside the `with` block"):
+        unet.runner(torch.zeros(1))
+    with pytest.raises(SessionClosedError, match="make a new one"), session:
+        pass
+    session.close()
+    session.close()
+
+
+def test_one_pipeline_is_in_one_session_at_a_time(eager_pipeline):
+    with ovtensor.sdxl_pipeline(eager_pipeline, unet="torch"):
+        with pytest.raises(InputError, match="inside another open session"):
+            ovtensor.sdxl_pipeline(eager_pipeline, unet="torch").__enter__()
+        assert eager_pipeline.ovtensor is not None
+    assert not hasattr(eager_pipeline, "ovtensor")
+
+
+@pytest.mark.parametrize("stage", ["convert_model", "compile_model"])
+def test_a_failure_while_opening_leaves_nothing_behind(stage, eager_pipeline, monkeypatch):
+    components, attributes = dict(eager_pipeline.components), set(vars(eager_pipeline))
+    calls = []
+    owner = ov if stage == "convert_model" else ov.Core
+    works = getattr(owner, stage)
+
+    def fails_the_second_time(*args, **kwargs):
+        calls.append(stage)
+        if len(calls) == 2:
+            raise RuntimeError("no space left in this test")
+        return works(*args, **kwargs)
+
+    monkeypatch.setattr(owner, stage, fails_the_second_time)
+    with pytest.raises(ComponentError, match=r"vae_encoder.*no space left in this test"):
+        ovtensor.sdxl_pipeline(eager_pipeline, vae="openvino").__enter__()
+    assert len(calls) == 2
+    assert eager_pipeline.components == components
+    assert set(vars(eager_pipeline)) == attributes
+
+
+def test_leaving_the_block_frees_compiled_models_and_weights():
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), progress=False) as pipe:
+        draw(pipe, SCENES[0], num_inference_steps=1)
+        owned = [weakref.ref(thing) for thing in (pipe.unet, pipe.unet.runner, pipe.vae)]
+        owned += [weakref.ref(pipe.text_encoder_2), weakref.ref(pipe.ovtensor)]
+    gc.collect()
+    assert [reference() for reference in owned] == [None] * len(owned)
+    assert pipe.tokenizer is not None  # the pipeline itself is the caller's to keep
+
+
+def test_an_error_during_a_run_leaves_the_next_run_right():
+    class StopError(Exception):
+        pass
+
+    def stop(_pipe, step, _timestep, _tensors):
+        if step == 7:
+            raise StopError
+        return {}
+
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=f32("openvino"), progress=False
+    ) as pipe:
+        before = draw(pipe, SCENES[2])
+        with pytest.raises(StopError):
+            draw(pipe, SCENES[2], callback_on_step_end=stop)
+        np.testing.assert_array_equal(draw(pipe, SCENES[2]), before)
