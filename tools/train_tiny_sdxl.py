@@ -301,6 +301,18 @@ def train_unet(pipe: StableDiffusionXLPipeline, args: argparse.Namespace) -> Non
     )
 
 
+def export(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Save the pipeline in float16, in such a way that it is loaded in float32 by default."""
+    copy.deepcopy(pipe).to("cpu", torch.float16).save_pretrained(folder, safe_serialization=True)
+    # transformers loads what its config says and diffusers float32: a plain from_pretrained would
+    # otherwise give text encoders that do not fit the UNet.
+    for name in ("text_encoder", "text_encoder_2"):
+        config = folder / name / "config.json"
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content["dtype"] = "float32"
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Train both stages and save the pipeline in float16."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -323,8 +335,7 @@ def main() -> int:
     pipe.vae.requires_grad_(False)
     train_unet(pipe, args)
 
-    exported = copy.deepcopy(pipe).to("cpu", torch.float16)
-    exported.save_pretrained(args.out, safe_serialization=True)
+    export(pipe, args.out)
     return 0
 
 
