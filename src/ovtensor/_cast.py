@@ -81,23 +81,33 @@ def _demand(holds: bool, source: ElementType, target: ElementType, what: str) ->
 
 def _demand_same(values: Array, out: Array, source: ElementType, target: ElementType) -> None:
     if target.numpy is not None and np.can_cast(values.dtype, out.dtype, "safe"):
-        exact_integers = values.dtype.kind in "fcb" or out.dtype.kind not in "fc"
-        if exact_integers or values.dtype.itemsize < out.real.dtype.itemsize:
+        exact = values.dtype.kind in "fcb" or out.dtype.kind not in "fc"
+        if exact or values.dtype.itemsize < out.real.dtype.itemsize:
             return
+    if values.dtype.kind != "c" and out.dtype.kind == "c":
+        out = out.real
     kinds = values.dtype.kind, out.dtype.kind
     if kinds[0] in "fc" and kinds[1] in "fc":
         changed = np.isfinite(values) != np.isfinite(out)
         changed |= np.isnan(values) != np.isnan(out)
     elif kinds[0] == "f":
         # The bound first: what a C cast makes of a float out of range depends on the machine.
-        limit = np.iinfo(out.dtype).max + 1 if out.dtype.kind in "iu" else 2
-        changed = ~(np.abs(values) <= limit) | (values == limit) | (out != values)
+        low, high = _limits(out.dtype)
+        changed = ~((values >= low) & (values < high)) | (out != values)
     elif kinds[1] == "f":
-        edge = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-        back = np.where(np.abs(out) < edge, out, 0).astype(values.dtype)
-        changed = ~np.isfinite(out) | (back != values)
+        low, high = _limits(values.dtype)
+        wide = out.astype(np.float64)
+        back = np.where((wide >= low) & (wide < high), wide, 0).astype(values.dtype)
+        changed = ~np.isfinite(wide) | (back != values)
     else:
         changed = out != values
     if changed.any():
         example = values[changed].ravel()[0]
         _demand(False, source, target, f"{example} among them")
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the least integer of a type and the first one beyond it; floats hold both exactly."""
+    if dtype.kind == "b":
+        return 0.0, 2.0
+    return float(np.iinfo(dtype).min), float(int(np.iinfo(dtype).max) + 1)

@@ -45,9 +45,10 @@ def decode(bits: Array, element: ElementType) -> Array:
         values: Array = _values(element.name)[bits]
         return values
     # A bfloat16 is the upper half of a float32; writing only that half is the fastest way.
-    out = np.zeros(bits.shape, np.float32)
-    out.view(np.uint16).reshape(*bits.shape, 2)[..., _HIGH_HALF] = bits
-    return out
+    out = np.zeros((*bits.shape, 1), np.float32)
+    out.view(np.uint16)[..., _HIGH_HALF] = bits
+    wide: Array = out.reshape(bits.shape)
+    return wide
 
 
 def encode(values: Array, element: ElementType) -> Array:
@@ -81,7 +82,8 @@ def encode(values: Array, element: ElementType) -> Array:
     sign = _sign_bit(element.name)
     if sign:
         out = np.where(np.signbit(wide) & (over | (table[out] == 0)), out | sign, out)
-    return out.astype(np.uint8)
+    encoded: Array = out.astype(np.uint8)
+    return encoded
 
 
 def _encode_bfloat16(values: Array) -> Array:

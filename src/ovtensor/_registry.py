@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ovtensor._dtypes import BY_NUMPY
+from ovtensor._dtypes import BY_NAME, BY_NUMPY
 from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor.errors import ConversionError, InputError
 
@@ -120,6 +120,7 @@ _OWN = [
     *_own("python_", "builtins.list", "builtins.tuple"),
     *_own("python_:FOUND", "ovtensor._host.HostArray"),
 ]
+_PROTOCOLS = _own("protocols", "any.type")[0]
 _registered: list[_Entry] = []
 _lock = threading.Lock()
 # Read without the lock: one lookup in a dict is atomic.
@@ -164,7 +165,8 @@ def host(found: np.ndarray[Any, Any] | HostArray) -> HostArray:
     """Write out what a route says with a bare array."""
     if isinstance(found, HostArray):
         return found
-    return HostArray(found, BY_NUMPY[found.dtype], Memory.CALLER)
+    # A route gives bare arrays of numbers or text only, and text comes in any width.
+    return HostArray(found, BY_NUMPY.get(found.dtype, BY_NAME["str"]), Memory.CALLER)
 
 
 def register_route(type_or_qualified_name: type | str, route: Route | Callable[[Any], Any]) -> None:
@@ -253,9 +255,7 @@ def _protocol_route(cls: type) -> Route | None:
         any(hasattr(cls, name) for name in protocols) or _has_buffer(cls)
     ):
         return None
-    from ovtensor._routes.protocols import ROUTE
-
-    return ROUTE
+    return _PROTOCOLS.load()
 
 
 def _has_buffer(cls: type) -> bool:

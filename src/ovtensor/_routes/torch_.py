@@ -7,6 +7,7 @@ and nothing about the tensor changes. Everything else goes through an operator o
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -56,7 +57,8 @@ class TorchRoute:
                     return array
             except (RuntimeError, TypeError):
                 pass  # not that plain
-        found: np.ndarray[Any, Any] | HostArray = _untraced(_read)(x)
+        found: np.ndarray[Any, Any] | HostArray
+        found = _read(x) if "torch._dynamo" not in sys.modules else _read_untraced()(x)
         return found
 
     def describe(self, x: Any, /) -> TensorInfo:
@@ -189,13 +191,15 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
     return pinned(interface, x)
 
 
-def _untraced(function: Any) -> Any:
-    """Keep dynamo from compiling our own frames after it broke a graph at the call."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return function if dynamo is None else dynamo.disable(function)
+@functools.cache
+def _read_untraced() -> Any:
+    """Keep dynamo out of our own frames, which it meets after a graph broke at the call."""
+    return sys.modules["torch._dynamo"].disable(_read)
 
 
 def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
+    if _get_tracing_state() is not None:  # sizes are tensors there, whose values get recorded
+        return None
     try:
         return tuple(int(size) for size in x.shape)
     except (RuntimeError, TypeError, ValueError):  # ragged, or not initialized

@@ -158,14 +158,17 @@ def _dtensor(x: Any) -> Any:
 
 
 def _gguf(x: Any) -> Any:
-    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
-
-    if getattr(x, "quant_type", None) is None:
+    """Dequantize with the format's own package: exact where the frontend's float16 is not."""
+    kind = getattr(x, "quant_type", None)
+    if kind is None:
         raise ConversionError(
             f"{_name(x)}: packed codes whose quantization type is gone; "
             "dequantize before the type is lost"
         )
-    return dequantize_gguf_tensor(x)
+    from gguf.quants import dequantize
+
+    codes = x.detach().as_subclass(torch.Tensor).cpu()
+    return dequantize(codes.numpy(), kind)
 
 
 def _params_4bit(x: Any) -> Any:
