@@ -6,6 +6,7 @@ in ``sys.modules``. The route of a type is remembered on the first hit; register
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Route", "Unwrap", "by_type", "host", "read", "register_route", "route_for"]
+__all__ = ["Route", "Unwrap", "by_type", "host", "read", "register_route", "route_for", "self_description"]
 
 ENTRY_POINTS = "ovtensor.routes"
 
@@ -63,16 +64,24 @@ class Unwrap:
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the object tells about itself."""
-        return TensorInfo(
-            library=type(x).__module__.partition(".")[0],
-            type=qualified_name(type(x)),
-            shape=tuple(x.shape) if hasattr(x, "shape") else None,
-            dtype=str(x.dtype) if hasattr(x, "dtype") else None,
-            device=str(x.device) if hasattr(x, "device") else None,
-            has_data=True,
-            route=getattr(self.function, "__qualname__", repr(self.function)),
-            owner=Memory.UNKNOWN.value,
-        )
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return self_description(x, name)
+
+
+def self_description(x: Any, route: str) -> TensorInfo:
+    """Collect what a foreign object tells about itself; its attributes may raise anything."""
+    told: dict[str, Any] = {}
+    for name, form in (("shape", tuple), ("dtype", str), ("device", str)):
+        with contextlib.suppress(Exception):
+            told[name] = form(getattr(x, name))
+    return TensorInfo(
+        library=type(x).__module__.partition(".")[0],
+        type=qualified_name(type(x)),
+        has_data=True,
+        route=route,
+        owner=Memory.UNKNOWN.value,
+        **told,
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

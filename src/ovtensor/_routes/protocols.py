@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
-from ovtensor._registry import host
+from ovtensor._host import HostArray, Memory, TensorInfo
+from ovtensor._registry import host, self_description
 from ovtensor._routes.numpy_ import ROUTE as NUMPY
 from ovtensor.errors import ConversionError
 
@@ -41,17 +41,7 @@ class ProtocolRoute:
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the object tells about itself."""
-        shape = getattr(x, "shape", None)
-        return TensorInfo(
-            library=type(x).__module__.partition(".")[0],
-            type=qualified_name(type(x)),
-            shape=tuple(shape) if shape is not None else None,
-            dtype=str(x.dtype) if hasattr(x, "dtype") else None,
-            device=str(x.device) if hasattr(x, "device") else None,
-            has_data=True,
-            route="protocols",
-            owner=Memory.UNKNOWN.value,
-        )
+        return self_description(x, "protocols")
 
 
 _WAYS = (
