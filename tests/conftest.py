@@ -15,7 +15,9 @@ _PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 def listed(package: str) -> bool:
     """Tell whether the test extra promises a package."""
-    extra = re.search(r"^test = \[(.*?)^\]", _PYPROJECT.read_text(encoding="utf-8"), re.M | re.S)
+    extra = re.search(
+        r"^test = \[(.*?)^\]", _PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert extra is not None
     return f'"{package.replace("_", "-")}' in extra[1]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import ovtensor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import ovtensor
 from ovtensor.errors import ConversionError, InputError
 
 BAD = [
@@ -35,12 +36,14 @@ BAD = [
 
 @pytest.mark.parametrize(("values", "dtype", "named"), BAD, ids=lambda v: str(v)[:20])
 def test_a_changed_value_is_named(values, dtype, named):
-    with pytest.raises(ConversionError, match=rf"would change values.*casting='unsafe'") as caught:
+    with pytest.raises(ConversionError, match=r"would change values.*casting='unsafe'") as caught:
         ovtensor.to_numpy(np.array(values), dtype=dtype)
     assert named in str(caught.value)
     out = ovtensor.to_numpy(np.array(values), dtype=dtype, casting="unsafe")
-    assert out.dtype.name == np.dtype(ovtensor._dtypes.native_dtype(
-        ovtensor._dtypes.BY_NAME[dtype])).name
+    assert (
+        out.dtype.name
+        == np.dtype(ovtensor._dtypes.native_dtype(ovtensor._dtypes.BY_NAME[dtype])).name
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import ovtensor
 import pytest
 import torch
-from ovtensor.errors import ConversionError, DatalessTensorError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+
+import ovtensor
+from ovtensor.errors import ConversionError, DatalessTensorError
 
 
 def freed(count, left, begin=0, step=1):
@@ -27,7 +28,7 @@ DATALESS = {
     "meta": (lambda: torch.ones(2, device="meta"), "device meta.*keeps shapes and no values"),
     "functional": (lambda: torch._to_functional_tensor(torch.ones(2)), "functional tensor"),
     "lazy parameter": (lambda: torch.nn.LazyLinear(2).weight, "never initialized"),
-    "lazy buffer": (lambda: torch.nn.parameter.UninitializedBuffer(), "never initialized"),
+    "lazy buffer": (torch.nn.parameter.UninitializedBuffer, "never initialized"),
     "freed": (lambda: freed(10, 0), r"freed or shrunk \(0 of 40 bytes"),
     "half freed": (lambda: freed(10, 16), r"16 of 40 bytes"),
     "half freed, offset": (lambda: freed(10, 20, 5), r"20 of 40 bytes"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from ovtensor._dtypes import BY_NAME, TABLE
 from ovtensor._narrow import decode, encode
 

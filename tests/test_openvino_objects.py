@@ -6,10 +6,11 @@ import warnings
 
 import numpy as np
 import openvino as ov
-import ovtensor
 import pytest
 import torch
 from openvino import opset13 as ops
+
+import ovtensor
 from ovtensor._dtypes import BY_OPENVINO
 from ovtensor._packed import pack
 from ovtensor.errors import ConversionError, DatalessTensorError
@@ -75,7 +76,7 @@ def test_openvino_to_torch_and_back_is_exact_and_shares_memory(name):
 
 def test_region_of_interest():
     for name in ("f32", "bf16", "f8e4m3"):
-        x, carriers = tensor(name, (4, 6))
+        x, _carriers = tensor(name, (4, 6))
         roi = ov.Tensor(x, ov.Coordinate([1, 2]), ov.Coordinate([3, 5]))
         whole = ovtensor.to_numpy(x)
         np.testing.assert_array_equal(ovtensor.to_numpy(roi), whole[1:3, 2:5])
@@ -268,5 +269,3 @@ def test_packed_needs_a_copy_and_a_dimension():
         ovtensor.to_openvino(np.arange(4, dtype=np.uint8), dtype="uint4", copy=False)
     with pytest.raises(ConversionError, match="no uint4 of no dimension"):
         ovtensor.to_openvino(np.uint8(3), dtype="uint4")
-
-

@@ -10,11 +10,12 @@ import sys
 import types
 
 import numpy as np
-import ovtensor
 import pytest
 import torch
-from ovtensor.errors import ConversionError, InputError, MissingExtraError, OvtensorError
 from PIL import Image
+
+import ovtensor
+from ovtensor.errors import ConversionError, InputError, MissingExtraError, OvtensorError
 
 
 class Sub(np.ndarray):
@@ -186,7 +187,7 @@ class OnlyInterface:
         self.__array_interface__ = array.__array_interface__
 
 
-@pytest.mark.parametrize("make", [OnlyDlpack, lambda a: torch.from_numpy(a)], ids=["dlpack", "torch"])
+@pytest.mark.parametrize("make", [OnlyDlpack, torch.from_numpy], ids=["dlpack", "torch"])
 def test_views_through_protocols(make):
     source = np.arange(4.0)
     view = ovtensor.to_numpy(make(source), copy=False)

@@ -6,6 +6,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as ops
+
 from ovtensor._cast import widen
 from ovtensor._dtypes import TABLE
 from ovtensor._packed import pack, packed_size, unpack

@@ -9,8 +9,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import ovtensor
 import pytest
+
+import ovtensor
 from ovtensor import _registry
 from ovtensor._host import HostArray, Memory, TensorInfo
 from ovtensor.errors import ConversionError, InputError
@@ -151,7 +152,7 @@ def installed(tmp_path):
     import re
 
     text = (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
-    key, value = re.search(r'^"(thermometer\.Celsius)" = "(.*)"$', text, re.M).groups()
+    key, value = re.search(r'^"(thermometer\.Celsius)" = "(.*)"$', text, re.MULTILINE).groups()
     info = tmp_path / "thermometer-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thermometer\nVersion: 1.0\n")

@@ -7,11 +7,12 @@ import types
 import warnings
 
 import numpy as np
-import ovtensor
 import pytest
 import torch
-from ovtensor.errors import ConversionError
 from torch.utils import _pytree as pytree
+
+import ovtensor
+from ovtensor.errors import ConversionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 VALUES = torch.arange(12.0).reshape(3, 4) / 8
@@ -117,8 +118,8 @@ class Silent(torch.Tensor):
 @pytest.mark.parametrize(
     ("make", "factor"),
     [
-        (lambda x: torch.nn.Parameter(x), 1),
-        (lambda x: torch.nn.Buffer(x), 1),
+        (torch.nn.Parameter, 1),
+        (torch.nn.Buffer, 1),
         (lambda x: x.as_subclass(Plain), 1),
         (lambda x: x.as_subclass(Broken), 1),
         (Stored, 1),
@@ -146,7 +147,7 @@ def test_values_come_out(make, factor):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Silent(), r"Silent has no known way.*register_route\('.*\.Silent'"),
+        (Silent, r"Silent has no known way.*register_route\('.*\.Silent'"),
         (lambda: Scaled(VALUES), "Scaled has no known way"),
         (lambda: Stuck(VALUES), r"dequantize\(\) gave the same type back; teach"),
         (lambda: Failing(VALUES), r"to_dense\(\) failed: no scale; teach"),
@@ -321,5 +322,3 @@ def test_packages_outside_of_the_test_extra(need, package, make):
     module = need(package)
     x = make(module)
     np.testing.assert_array_equal(ovtensor.to_numpy(x), torch.Tensor(x).numpy())
-
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import ovtensor
 import pytest
 import torch
+
+import ovtensor
 from ovtensor.errors import ConversionError
 
 NUMPY_TYPES = [
@@ -62,8 +63,10 @@ def test_types_that_numpy_has(dtype, layout, copy):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", NARROW_TYPES, ids=str)
 def test_types_that_numpy_lacks(dtype, layout):
-    x = LAYOUTS[layout](source(torch.float32)).to(dtype) if layout == "channels_last" else (
-        LAYOUTS[layout](source(dtype))
+    x = (
+        LAYOUTS[layout](source(torch.float32)).to(dtype)
+        if layout == "channels_last"
+        else (LAYOUTS[layout](source(dtype)))
     )
     out = ovtensor.to_numpy(x)
     assert out.dtype == np.float32

@@ -9,11 +9,12 @@ import warnings
 
 import numpy as np
 import openvino as ov
-import ovtensor
 import pytest
 import torch
-from ovtensor.errors import ConversionError
 from PIL import Image
+
+import ovtensor
+from ovtensor.errors import ConversionError
 
 CONVERT = {
     "numpy": (ovtensor.tree_to_numpy, np.ndarray),

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Route", "Unwrap", "by_type", "host", "read", "register_route", "route_for", "self_description"]
+__all__ = [
+    "Route",
+    "Unwrap",
+    "by_type",
+    "host",
+    "read",
+    "register_route",
+    "route_for",
+    "self_description",
+]
 
 ENTRY_POINTS = "ovtensor.routes"
 
@@ -90,6 +99,7 @@ class _Entry:
 
     name: str
     load: Callable[[], Route]
+    exact: bool = False  # serves no subclasses
 
     def distance(self, cls: type) -> int | None:
         """Tell how far `cls` is derived from the type; None if it is not."""
@@ -97,21 +107,25 @@ class _Entry:
         base = getattr(sys.modules.get(module), attr, None)
         if not isinstance(base, type) or not issubclass(cls, base):
             return None
+        if self.exact and cls is not base:
+            return None
         # A virtual base class (jax.Array is one) does not show in the order of resolution.
         return cls.__mro__.index(base) if base in cls.__mro__ else len(cls.__mro__)
 
 
-def _own(route: str, *names: str) -> list[_Entry]:
+def _own(route: str, *names: str, exact: bool = False) -> list[_Entry]:
     def load() -> Route:
         module, _, attribute = route.partition(":")
         loaded = importlib.import_module(f"ovtensor._routes.{module}")
         found: Route = getattr(loaded, attribute or "ROUTE")
         return found
 
-    return [_Entry(name, load) for name in names]
+    return [_Entry(name, load, exact) for name in names]
 
 
 _OWN = [
+    *_own("torch_:PLAIN", "torch.Tensor", exact=True),
+    *_own("torch_:PARAMETER", "torch.nn.Parameter", exact=True),
     *_own("torch_", "torch.Tensor"),
     *_own("torch_:PROXY", "torch.fx.proxy.Proxy"),
     *_own("openvino_", "openvino.Tensor"),

@@ -46,7 +46,7 @@ def read_tensor(x: Any) -> HostArray:
     if element.name == "str":
         return HostArray(np.asarray(x.str_data), element, Memory.FRESH)
     data: np.ndarray[Any, Any] = x.data
-    if element.in_numpy:
+    if element.numpy is not None:
         return HostArray(data, element, Memory.BORROWED)
     if element.packed:
         return HostArray(unpack(data, tuple(x.shape), element), element, Memory.FRESH)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from thermometer import Celsius
+    from thermometer import Celsius
 
 
 def ROUTE(x: Celsius) -> np.ndarray[Any, Any]:  # noqa: N802  the name that the entry point gives
