@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-import shapes
 from PIL import Image
 
+import shapes
 from ovtensor import cli
 
 

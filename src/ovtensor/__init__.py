@@ -16,6 +16,11 @@ _LAZY = {
     "to_numpy": "ovtensor._convert",
     "to_torch": "ovtensor._convert",
     "to_openvino": "ovtensor._convert",
+    "describe": "ovtensor._convert",
+    "TensorInfo": "ovtensor._host",
+    "tree_to_numpy": "ovtensor._tree",
+    "tree_to_torch": "ovtensor._tree",
+    "tree_to_openvino": "ovtensor._tree",
     "register_route": "ovtensor._registry",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
@@ -24,26 +29,25 @@ _LAZY = {
     "errors": "ovtensor.errors",
 }
 
-# packages that may be missing -> the extra that brings them
-_EXTRAS = {
-    "torch": "torch",
-    "openvino": "openvino",
-    "diffusers": "diffusers",
-    "transformers": "diffusers",
-    "safetensors": "diffusers",
-    "tqdm": "diffusers",
-    "PIL": "diffusers",
-}
+# what the extras bring, and so what may be missing
+_EXTRA_PACKAGES = frozenset(
+    ("torch", "openvino", "diffusers", "transformers", "safetensors", "tqdm", "PIL")
+)
 
 __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
     from ovtensor import errors as errors
+    from ovtensor._convert import describe as describe
     from ovtensor._convert import to_numpy as to_numpy
     from ovtensor._convert import to_openvino as to_openvino
     from ovtensor._convert import to_torch as to_torch
+    from ovtensor._host import TensorInfo as TensorInfo
     from ovtensor._registry import register_route as register_route
+    from ovtensor._tree import tree_to_numpy as tree_to_numpy
+    from ovtensor._tree import tree_to_openvino as tree_to_openvino
+    from ovtensor._tree import tree_to_torch as tree_to_torch
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
@@ -55,24 +59,15 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(_LAZY[name])
     except ModuleNotFoundError as error:
-        raise _missing_extra(name, error) from error
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA_PACKAGES:
+            raise
+        from ovtensor.errors import MissingExtraError
+
+        raise MissingExtraError.of(f"ovtensor.{name}", package) from error
     value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
-
-
-def _missing_extra(name: str, error: ModuleNotFoundError) -> Exception:
-    from ovtensor.errors import MissingExtraError
-
-    package = (error.name or "").partition(".")[0]
-    if package not in _EXTRAS:
-        return error
-    # Most who lack one package lack another: one command brings all.
-    return MissingExtraError(
-        f"ovtensor.{name} needs {package}, which is not installed; it comes with "
-        f'"ovtensor[{_EXTRAS[package]}]": pip install "ovtensor[all]"',
-        name=package,
-    )
 
 
 def __dir__() -> list[str]:

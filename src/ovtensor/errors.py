@@ -58,6 +58,14 @@ class PatchConflictError(OvtensorError, RuntimeError):
 class MissingExtraError(OvtensorError, ImportError):
     """A package of one of the extras is not installed; the message has the install command."""
 
+    @classmethod
+    def of(cls, needed_by: str, package: str) -> MissingExtraError:
+        """The error for a missing package: who lacks one mostly lacks another, so name `all`."""
+        return cls(
+            f'{needed_by} needs {package}, which is not installed: pip install "ovtensor[all]"',
+            name=package,
+        )
+
 
 class InputError(OvtensorError, ValueError):
     """An argument that cannot be right, whatever the model and the machine."""
