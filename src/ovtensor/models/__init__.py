@@ -13,7 +13,7 @@ def tiny_sdxl_path() -> Path:
     Returns
     -------
     pathlib.Path
-        A folder as ``save_pretrained`` writes it, in float16, about 7 MB. It knows pictures of
+        A folder as ``save_pretrained`` writes it, in float16, 6.9 MB. It knows pictures of
         128 x 128 pixels and prompts of the form "a large red circle on a blue background"; its
         ``README.md`` is the model card.
     """
