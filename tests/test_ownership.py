@@ -166,6 +166,14 @@ def test_arrays_of_any_stride_and_byte_order(x, data):
         np.testing.assert_array_equal(ovtensor.to_numpy(ovtensor.to_openvino(x)), x)
 
 
+class _DefaultDtype:
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(torch.float32)
+
+
 MODES = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference_mode": torch.inference_mode,
@@ -173,14 +181,6 @@ MODES = {
     "meta device": lambda: torch.device("meta"),
     "default dtype": _DefaultDtype,
 }
-
-
-class _DefaultDtype:
-    def __enter__(self):
-        torch.set_default_dtype(torch.float64)
-
-    def __exit__(self, *_):
-        torch.set_default_dtype(torch.float32)
 
 
 def results():
