@@ -62,11 +62,11 @@ def cases() -> list[tuple[str, Callable[[], Any], Callable[[], Any], float | Non
          lambda: x.detach().cpu().numpy(), None, ROUNDS),
         ("tensor / np.asarray(x)", lambda: to_numpy(x), lambda: np.asarray(x), None, ROUNDS),
         ("tensor / np.from_dlpack(x)", lambda: to_numpy(x), lambda: np.from_dlpack(x), None, ROUNDS),
-        ("tensor / array_api_compat.to_device(x, 'cpu').numpy()", lambda: to_numpy(x),
+        ("tensor / array_api_compat.to_device", lambda: to_numpy(x),
          lambda: array_api_compat.to_device(x, "cpu").numpy(), None, ROUNDS),
         ("to_torch(array) / torch.from_numpy(array)", lambda: ovtensor.to_torch(a),
          lambda: torch.from_numpy(a), None, ROUNDS),
-        ("to_openvino(tensor) / ov.Tensor(x.numpy(), shared_memory=True)",
+        ("to_openvino(tensor) / shared ov.Tensor",
          lambda: ovtensor.to_openvino(x),
          lambda: ov.Tensor(x.numpy(), shared_memory=True), None, ROUNDS),
     ]  # fmt: skip
