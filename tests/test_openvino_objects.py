@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import openvino as ov
@@ -166,7 +168,10 @@ def test_constants(name):
     np.testing.assert_array_equal(ovtensor.to_numpy(constant), ovtensor.to_numpy(x))
     if not BY_OPENVINO[name].packed:
         view = ovtensor.to_numpy(constant, copy=False, dtype="native")
-        del constant  # the view keeps it
+        alive = weakref.ref(constant)
+        del constant
+        gc.collect()
+        assert alive() is not None  # the view keeps it
         wanted = ovtensor.to_numpy(x)
         np.testing.assert_array_equal(view.astype(wanted.dtype), wanted)
 
