@@ -50,25 +50,25 @@ def cases() -> list[tuple[str, Callable[[], Any], Callable[[], Any], float | Non
     small, large = torch.rand(256), torch.rand(256 << 20)  # 1 KB, 1 GB
     wide = torch.rand(128 << 20).bfloat16()  # 256 MB
     to_numpy = ovtensor.to_numpy
-    few = 7
+    n, few = ROUNDS, 7
     return [
-        ("tensor / x.numpy(force=True)", lambda: to_numpy(x), lambda: x.numpy(force=True), 1.5, ROUNDS),
+        ("tensor / x.numpy(force=True)", lambda: to_numpy(x), lambda: x.numpy(force=True), 1.5, n),
         ("Parameter / p.numpy(force=True)", lambda: to_numpy(parameter),
-         lambda: parameter.numpy(force=True), 1.7, ROUNDS),
-        ("ov.Tensor f32 / np.array(t.data)", lambda: to_numpy(t), lambda: np.array(t.data), 1.5, ROUNDS),
-        ("1 GB / 1 KB, zero-copy", lambda: to_numpy(large), lambda: to_numpy(small), 1.1, ROUNDS),
+         lambda: parameter.numpy(force=True), 1.7, n),
+        ("ov.Tensor f32 / np.array(t.data)", lambda: to_numpy(t), lambda: np.array(t.data), 1.5, n),
+        ("1 GB / 1 KB, zero-copy", lambda: to_numpy(large), lambda: to_numpy(small), 1.1, n),
         ("bfloat16 256 MB / x.float()", lambda: to_numpy(wide), wide.float, 1.2, few),
         ("tensor / x.detach().cpu().numpy()", lambda: to_numpy(x),
-         lambda: x.detach().cpu().numpy(), None, ROUNDS),
-        ("tensor / np.asarray(x)", lambda: to_numpy(x), lambda: np.asarray(x), None, ROUNDS),
-        ("tensor / np.from_dlpack(x)", lambda: to_numpy(x), lambda: np.from_dlpack(x), None, ROUNDS),
-        ("tensor / array_api_compat.to_device(x, 'cpu').numpy()", lambda: to_numpy(x),
-         lambda: array_api_compat.to_device(x, "cpu").numpy(), None, ROUNDS),
+         lambda: x.detach().cpu().numpy(), None, n),
+        ("tensor / np.asarray(x)", lambda: to_numpy(x), lambda: np.asarray(x), None, n),
+        ("tensor / np.from_dlpack(x)", lambda: to_numpy(x), lambda: np.from_dlpack(x), None, n),
+        ("tensor / array_api_compat.to_device", lambda: to_numpy(x),
+         lambda: array_api_compat.to_device(x, "cpu").numpy(), None, n),
         ("to_torch(array) / torch.from_numpy(array)", lambda: ovtensor.to_torch(a),
-         lambda: torch.from_numpy(a), None, ROUNDS),
-        ("to_openvino(tensor) / ov.Tensor(x.numpy(), shared_memory=True)",
+         lambda: torch.from_numpy(a), None, n),
+        ("to_openvino(tensor) / shared ov.Tensor",
          lambda: ovtensor.to_openvino(x),
-         lambda: ov.Tensor(x.numpy(), shared_memory=True), None, ROUNDS),
+         lambda: ov.Tensor(x.numpy(), shared_memory=True), None, n),
     ]  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_integers_arrive_whole_or_not_at_all(value, dtype):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(InputError, match="casting='safe'.*same_value"):
+    with pytest.raises(InputError, match=r"casting='safe'.*same_value"):
         ovtensor.to_numpy(np.ones(1), dtype="float16", casting="safe")
 
 
@@ -107,7 +107,7 @@ def test_dtypes_in_any_librarys_words():
         out = ovtensor.to_numpy(np.ones(2), dtype=dtype)
         assert out.dtype == np.float16
         assert out.dtype.isnative
-    with pytest.raises(ConversionError, match="dtype='float7'.*no element type"):
+    with pytest.raises(ConversionError, match=r"dtype='float7'.*no element type"):
         ovtensor.to_numpy(np.ones(2), dtype="float7")
 
 

@@ -158,7 +158,7 @@ def test_compile_without_fullgraph_falls_back_to_true_values():
 def test_masks_of_attention_hold_no_values():
     from torch.nn.attention.bias import causal_lower_right
 
-    with pytest.raises(ConversionError, match="CausalBias.*holds none.*tril"):
+    with pytest.raises(ConversionError, match=r"CausalBias.*holds none.*tril"):
         ovtensor.to_numpy(causal_lower_right(4, 4))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import openvino as ov
@@ -33,7 +35,7 @@ def tensor(name, shape):
 
 
 def decoded(codes, element):
-    """What the codes mean, by torch and by ml_dtypes."""
+    """Tell what the codes mean, by ml_dtypes."""
     import ml_dtypes
 
     if element.name == "nf4":
@@ -81,7 +83,7 @@ def test_region_of_interest():
         whole = ovtensor.to_numpy(x)
         np.testing.assert_array_equal(ovtensor.to_numpy(roi), whole[1:3, 2:5])
         assert ovtensor.to_torch(roi, copy=False).stride() == (6, 1)
-        with pytest.raises(ConversionError, match="copy=False.*not C-contiguous"):
+        with pytest.raises(ConversionError, match=r"copy=False.*not C-contiguous"):
             ovtensor.to_openvino(roi, copy=False)
         assert ovtensor.to_openvino(roi).is_continuous()
 
@@ -120,7 +122,7 @@ VALUES = np.arange(8, dtype=np.float32).reshape(2, 4)
 def test_results(compiled, single, share):
     request = compiled.create_infer_request()
     results = request.infer(VALUES, share_outputs=share)
-    with pytest.raises(ConversionError, match="3 outputs.*tree_to_numpy"):
+    with pytest.raises(ConversionError, match=r"3 outputs.*tree_to_numpy"):
         ovtensor.to_numpy(results)
     tree = ovtensor.tree_to_numpy(results)
     assert list(tree) == list(results)
@@ -166,7 +168,10 @@ def test_constants(name):
     np.testing.assert_array_equal(ovtensor.to_numpy(constant), ovtensor.to_numpy(x))
     if not BY_OPENVINO[name].packed:
         view = ovtensor.to_numpy(constant, copy=False, dtype="native")
-        del constant  # the view keeps it
+        alive = weakref.ref(constant)
+        del constant
+        gc.collect()
+        assert alive() is not None  # the view keeps it
         wanted = ovtensor.to_numpy(x)
         np.testing.assert_array_equal(view.astype(wanted.dtype), wanted)
 

@@ -216,7 +216,7 @@ def test_native_without_ml_dtypes(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     x = torch.ones(2).bfloat16()
     np.testing.assert_array_equal(ovtensor.to_numpy(x), [1, 1])
-    with pytest.raises(ConversionError, match="ml_dtypes, which is not installed.*float32"):
+    with pytest.raises(ConversionError, match=r"ml_dtypes, which is not installed.*float32"):
         ovtensor.to_numpy(x, dtype="native")
 
 

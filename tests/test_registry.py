@@ -51,7 +51,7 @@ def test_what_a_function_gives_may_be_shared_or_not():
     ovtensor.register_route(Box, lambda box: box.inner)
     ovtensor.to_numpy(Box(source), copy=True)[0] = 1
     assert source[0] == 0
-    with pytest.raises(ConversionError, match="copy=False.*not known to be shared"):
+    with pytest.raises(ConversionError, match=r"copy=False.*not known to be shared"):
         ovtensor.to_numpy(Box(source), copy=False)
 
 

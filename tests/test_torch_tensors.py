@@ -202,3 +202,15 @@ def test_the_private_interfaces_that_are_built_on_are_still_there(index):
         _functorch.peek_interpreter_stack() is None and torch._C._len_torch_dispatch_stack() == 0,
     ]
     assert facts[index]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_no_dimension_gives_an_array_and_no_scalar():
+    z = torch.tensor(1 + 2j)
+    narrow = [torch.tensor(2.0).to(dtype) for dtype in NARROW_TYPES]
+    for x in (z.conj(), z.conj().imag, z.to(torch.complex32).conj(), *narrow):
+        out = ovtensor.to_numpy(x)
+        assert type(out) is np.ndarray
+        assert out.shape == ()
+    for dtype in ("uint4", "int4", "bfloat16", "float8_e5m2"):
+        assert type(ovtensor.to_numpy(np.array(2), dtype=dtype)) is np.ndarray

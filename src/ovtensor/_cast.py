@@ -54,7 +54,7 @@ def recode(bits: Array, source: ElementType, target: ElementType, casting: str) 
             out = values.astype(target.numpy, copy=False)
             back = out
         elif target.integral:
-            out = _narrow_integers(values, target)
+            out = np.asarray(_narrow_integers(values, target))
             back = out
         else:
             exact = values if values.dtype.kind == "f" else values.astype(np.float64)

@@ -42,7 +42,7 @@ _HIGH_HALF = 1 if sys.byteorder == "little" else 0
 def decode(bits: Array, element: ElementType) -> Array:
     """Turn carriers into float32 values, exactly, in new memory."""
     if element.name != "bfloat16":
-        values: Array = _values(element.name)[bits]
+        values: Array = np.asarray(_values(element.name)[bits])  # not a scalar
         return values
     # A bfloat16 is the upper half of a float32; writing only that half is the fastest way.
     out = np.zeros((*bits.shape, 1), np.float32)
@@ -82,7 +82,7 @@ def encode(values: Array, element: ElementType) -> Array:
     sign = _sign_bit(element.name)
     if sign:
         out = np.where(np.signbit(wide) & (over | (table[out] == 0)), out | sign, out)
-    encoded: Array = out.astype(np.uint8)
+    encoded: Array = np.asarray(out, np.uint8)
     return encoded
 
 

@@ -185,7 +185,7 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
         return HostArray(zeros, _ELEMENT[x.dtype], Memory.FRESH)
     memory = _memory(x)
     if x.dtype is torch.complex32:
-        values = memory.astype(np.float32).view(np.complex64)[..., 0]
+        values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
         return HostArray(_signed(x, values), BY_NAME["complex64"], Memory.FRESH)
     if x.dtype is _FLOAT4:
         element = BY_NAME["float4_e2m1fn"]
@@ -196,7 +196,7 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
     element = _ELEMENT[x.dtype]
     if x.is_conj() or x.is_neg():
         if not element.in_numpy:
-            memory = memory ^ element.carrier.type(1 << (element.bits - 1))
+            memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
             return HostArray(memory, element, Memory.FRESH)
         return HostArray(_signed(x, memory), element, Memory.FRESH)
     return memory if element.in_numpy else HostArray(memory, element, Memory.CALLER)
@@ -204,8 +204,8 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
 
 def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if x.is_conj():
-        values = np.conj(values)
-    return np.negative(values) if x.is_neg() else values
+        values = np.asarray(np.conj(values))  # NumPy makes scalars of no dimension
+    return np.asarray(np.negative(values)) if x.is_neg() else values
 
 
 def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
