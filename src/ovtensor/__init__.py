@@ -21,6 +21,8 @@ _LAZY = {
     "sdxl_pipeline": "ovtensor.sdxl",
     "tiny_sdxl_path": "ovtensor.models",
     "diffusers": "ovtensor.diffusers",
+    "is_patched": "ovtensor.diffusers",
+    "patch_diffusers": "ovtensor.diffusers",
     "errors": "ovtensor.errors",
 }
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from ovtensor._convert import to_openvino as to_openvino
     from ovtensor._convert import to_torch as to_torch
     from ovtensor._registry import register_route as register_route
+    from ovtensor.diffusers import is_patched as is_patched
+    from ovtensor.diffusers import patch_diffusers as patch_diffusers
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
