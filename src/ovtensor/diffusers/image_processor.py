@@ -76,10 +76,8 @@ class InpaintProcessor(stock.InpaintProcessor):
     _mask_processor: Any
 
     # wraps: from_config reads the names of the config from the signature.
-    @functools.wraps(stock.InpaintProcessor.__init__)
-    def __init__(  # type: ignore[misc]  # diffusers is untyped
-        self, *args: Any, **kwargs: Any
-    ) -> None:
+    @functools.wraps(stock.InpaintProcessor.__init__)  # type: ignore[misc]  # it is untyped
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._image_processor = VaeImageProcessor.from_config(self._image_processor.config)
         self._mask_processor = VaeImageProcessor.from_config(self._mask_processor.config)
