@@ -1,1 +1,36 @@
 """Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+
+
+def listed(package: str) -> bool:
+    """Tell whether the test extra promises a package."""
+    extra = re.search(
+        r"^test = \[(.*?)^\]", _PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert extra is not None
+    return f'"{package.replace("_", "-")}' in extra[1]
+
+
+@pytest.fixture
+def need() -> Any:
+    """Import a package: missing, it fails the test if it is listed, and else skips it visibly."""
+
+    def need(package: str, module: str | None = None) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what foreign packages say while they are imported
+            if listed(package):
+                return importlib.import_module(module or package)
+            return pytest.importorskip(module or package)
+
+    return need

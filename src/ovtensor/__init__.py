@@ -16,6 +16,11 @@ _LAZY = {
     "to_numpy": "ovtensor._convert",
     "to_torch": "ovtensor._convert",
     "to_openvino": "ovtensor._convert",
+    "describe": "ovtensor._convert",
+    "TensorInfo": "ovtensor._host",
+    "tree_to_numpy": "ovtensor._tree",
+    "tree_to_torch": "ovtensor._tree",
+    "tree_to_openvino": "ovtensor._tree",
     "register_route": "ovtensor._registry",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
@@ -31,10 +36,15 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
     from ovtensor import errors as errors
+    from ovtensor._convert import describe as describe
     from ovtensor._convert import to_numpy as to_numpy
     from ovtensor._convert import to_openvino as to_openvino
     from ovtensor._convert import to_torch as to_torch
+    from ovtensor._host import TensorInfo as TensorInfo
     from ovtensor._registry import register_route as register_route
+    from ovtensor._tree import tree_to_numpy as tree_to_numpy
+    from ovtensor._tree import tree_to_openvino as tree_to_openvino
+    from ovtensor._tree import tree_to_torch as tree_to_torch
     from ovtensor.diffusers import is_patched as is_patched
     from ovtensor.diffusers import patch_diffusers as patch_diffusers
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path

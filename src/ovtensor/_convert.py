@@ -2,125 +2,310 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import sys
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from ovtensor._dtypes import BY_NAME, BY_NUMPY, native_dtype
-from ovtensor._host import HostArray, Memory, qualified_name
-from ovtensor._registry import by_type, route_for
-from ovtensor.errors import ConversionError
+from ovtensor._cast import check_casting
+from ovtensor._dtypes import BY_NAME, ElementType, element_of, native_dtype
+from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
+from ovtensor._ownership import Need, settle
+from ovtensor._packed import pack
+from ovtensor._registry import by_type, host, read, route_for
+from ovtensor.errors import ConversionError, MissingExtraError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import openvino
     import torch
 
-__all__ = ["to_numpy", "to_openvino", "to_torch"]
+__all__ = ["describe", "to_numpy", "to_openvino", "to_torch"]
+
+_BORROWED = Memory.BORROWED
+Casting: TypeAlias = Literal["same_value", "unsafe"]
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 def to_numpy(
-    x: Any, *, dtype: npt.DTypeLike | Literal["native"] = None, copy: bool | None = None
-) -> np.ndarray[Any, Any]:
+    x: Any, *, dtype: Any = None, copy: bool | None = None, casting: Casting = "same_value"
+) -> Array:
     """Convert any tensor-like object to a NumPy array.
 
     Parameters
     ----------
     x : object
-        A tensor of PyTorch, NumPy or OpenVINO.
+        A tensor of PyTorch or OpenVINO, an array, anything that speaks ``__array__``,
+        ``__dlpack__`` or the buffer protocol, a number, or a nested list of these.
     dtype : dtype, optional
-        Type of the result; ``"native"`` for the type with the same bits.
+        Element type of the result, in the words of any of the libraries. ``"native"`` keeps the
+        bits where NumPy lacks the type: ``ml_dtypes.bfloat16`` for bfloat16 and so on.
     copy : bool, optional
-        True never aliases `x`, False aliases it or raises, None aliases only memory that the
-        caller owns.
+        True: the result never shares memory with `x`. False: it does, or the call raises.
+        None: it does only where the caller owns that memory; memory of an infer request, which
+        the next inference writes to, is copied.
+    casting : {'same_value', 'unsafe'}
+        Whether a `dtype` may change values by more than the rounding of floats.
 
     Returns
     -------
     numpy.ndarray
-        The values. bfloat16 and float8 come as float32, exactly.
+        The values in native byte order, of the base class. Types that NumPy lacks come as the
+        next wider type that holds them exactly: bfloat16 and float8 as float32, complex32 as
+        complex64, four-bit integers as int8 or uint8. Masked input gives
+        `numpy.ma.MaskedArray`, and nothing else does.
 
     Raises
     ------
     DatalessTensorError
-        If `x` has no values: fake and meta tensors.
+        If `x` has a shape but no values: fake, meta, functional and traced tensors, freed memory.
     ConversionError
-        If `x` has no right array, or a view was demanded where there can be none.
+        If `x` has no right array, a view was demanded where there can be none, or `dtype` would
+        change values.
+
+    Notes
+    -----
+    A view keeps its source alive. The view of an infer request's memory, which ``copy=False``
+    gives, is true until that request runs again, its tensor is given another shape, or the
+    request goes out of scope.
+
+    No device is synchronised except by the copy from it, no collective is started, and `x` is
+    left as it was.
+
+    Examples
+    --------
+    >>> import ovtensor
+    >>> ovtensor.to_numpy([[1, 2], [3, 4]])
+    array([[1, 2],
+           [3, 4]])
     """
-    found = read(x)
-    if not isinstance(found, HostArray):
-        found = HostArray(found, BY_NUMPY[found.dtype], Memory.CALLER)
-    values, fresh = _values(found, dtype)
-    if copy is False and fresh:
-        raise ConversionError(f"{qualified_name(type(x))} has no zero-copy array; drop copy=False")
-    if not fresh and (copy or (copy is None and found.memory is Memory.BORROWED)):
-        return values.copy()
-    return values
+    cls = type(x)
+    route = by_type.get(cls) or route_for(cls)
+    found = route.read(x) if route is not None else read(x)
+    # The two common cases of the copy contract, apart for speed; _ownership has it whole.
+    if dtype is None and not copy:
+        if not isinstance(found, HostArray):
+            return found
+        if (
+            copy is None
+            and found.memory is _BORROWED
+            and found.element.numpy is not None
+            and found.mask is None
+        ):
+            return found.bits.copy()
+    return _to_numpy(x, host(found), dtype, copy, casting)
 
 
 def to_torch(
-    x: Any, *, dtype: torch.dtype | None = None, device: Any = None, copy: bool | None = None
+    x: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    copy: bool | None = None,
+    casting: Casting = "same_value",
 ) -> torch.Tensor:
-    """Convert any tensor-like object to a plain PyTorch tensor; see `to_numpy`."""
-    import torch
+    """Convert any tensor-like object to a plain PyTorch tensor.
 
-    bits, element = _bits(x, copy)
-    if not bits.flags.writeable:
-        bits = bits.copy()
-    out = torch.from_numpy(bits)
-    if not element.in_numpy:
-        out = out.view(getattr(torch, element.torch or element.default))
-    return out.to(device=device, dtype=dtype)
+    Parameters
+    ----------
+    x, dtype, copy, casting
+        As for `to_numpy`. Read-only memory is copied, since PyTorch cannot protect it.
+    device : torch.device or str, optional
+        Where the result lives; by default the CPU, or where `x` lives if it is a PyTorch tensor.
 
+    Returns
+    -------
+    torch.Tensor
+        A ``torch.Tensor`` and no subclass, without autograd history. bfloat16 and float8 keep
+        their bits; types that PyTorch lacks come as for `to_numpy`.
 
-def to_openvino(x: Any, *, dtype: Any = None, copy: bool | None = None) -> openvino.Tensor:
-    """Convert any tensor-like object to an ``openvino.Tensor``; see `to_numpy`."""
-    import openvino
+    Raises
+    ------
+    DatalessTensorError, ConversionError
+        As for `to_numpy`; also for masks, which a plain tensor would drop, and for text.
+    MissingExtraError
+        If PyTorch is not installed.
+    """
+    torch = _framework("torch")
+    check_casting(casting)
+    if dtype is None and isinstance(x, torch.Tensor):
+        from ovtensor._routes.torch_ import on_device
 
-    bits, element = _bits(x, copy)
-    bits = np.ascontiguousarray(bits).reshape(bits.shape)
-    if dtype is not None:
-        raise ConversionError("dtype is not supported here yet")
-    return openvino.Tensor(
-        bits, openvino.Shape(bits.shape), getattr(openvino.Type, element.openvino or "f32")
-    )
-
-
-def read(x: Any) -> np.ndarray[Any, Any] | HostArray:
-    """Find the values of `x` through the route of its type."""
-    route = by_type.get(type(x)) or route_for(type(x))
-    if route is None:
+        if (there := on_device(x)) is not None:
+            return _placed(x, there, device, copy)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    if dtype is None and _torch_dtype(torch, target) is None:
+        target = BY_NAME[target.default]
+    carried = _torch_dtype(torch, target)
+    if carried is None:
         raise ConversionError(
-            f"{qualified_name(type(x))} is no tensor that is known here; "
-            "teach it with ovtensor.register_route"
+            f"{_given(x)}: PyTorch has no {target.name}; give a dtype that it has, such as float32"
         )
-    return route.read(x)
+    bits = _settle(x, found, target, copy, casting, _TORCH_NEEDS)
+    if not target.in_numpy:
+        bits = bits.view(f"i{bits.dtype.itemsize}")
+    with torch._C.DisableTorchFunction():  # noqa: SLF001  a default device must not move it
+        out = torch.from_numpy(bits)
+        out = out if target.in_numpy else out.view(carried)
+        return _placed(x, out, device, None if copy else copy)
 
 
-def _values(found: HostArray, dtype: Any) -> tuple[np.ndarray[Any, Any], bool]:
-    """Decode the carrier; also tell whether the result is memory of its own."""
-    fresh = found.memory is Memory.FRESH
-    bits, element = found.bits, found.element
-    if not element.in_numpy:
-        native = bits.view(native_dtype(element)) if dtype == "native" else None
-        if native is not None:
-            return native, fresh
-        if element.name == "bfloat16":
-            wide = np.zeros(bits.shape, np.uint32)
-            np.left_shift(bits, np.uint32(16), out=wide, dtype=np.uint32)
-            bits = wide.view(np.float32)
-        else:
-            bits = bits.view(native_dtype(BY_NAME[element.name])).astype(element.default)
-        fresh = True
-    if dtype is None or (isinstance(dtype, str) and dtype == "native"):
-        return bits, fresh
-    cast = bits.astype(dtype, copy=False)
-    return cast, fresh or cast is not bits
+def to_openvino(
+    x: Any, *, dtype: Any = None, copy: bool | None = None, casting: Casting = "same_value"
+) -> openvino.Tensor:
+    """Convert any tensor-like object to an ``openvino.Tensor``.
+
+    Parameters
+    ----------
+    x, dtype, copy, casting
+        As for `to_numpy`. Read-only memory and memory that is not C-contiguous is copied, since
+        OpenVINO would write to the one and misread the other.
+
+    Returns
+    -------
+    openvino.Tensor
+        With the element type of `x`: bfloat16 and float8 keep their bits, four-bit types are
+        packed. Types that OpenVINO lacks come as for `to_numpy`. It keeps `x` alive while it
+        shares memory with it.
+
+    Raises
+    ------
+    DatalessTensorError, ConversionError
+        As for `to_numpy`; also for masks and complex numbers, which OpenVINO does not have.
+    MissingExtraError
+        If OpenVINO is not installed.
+    """
+    openvino = _framework("openvino")
+    check_casting(casting)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    if dtype is None and target.openvino is None:
+        target = BY_NAME[target.default]
+    if target.openvino is None or not hasattr(openvino.Type, target.openvino):
+        raise ConversionError(
+            f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
+            "or split complex numbers into a last axis of two"
+        )
+    if target.packed and copy is False:
+        raise ConversionError(f"{_given(x)}: packing {target.name} takes a copy; drop copy=False")
+    bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
+    if target.name == "str":
+        return openvino.Tensor(bits)
+    kind = getattr(openvino.Type, target.openvino)
+    if target.packed:
+        if bits.ndim == 0:
+            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
+        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
+    return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
 
 
-def _bits(x: Any, copy: bool | None) -> tuple[np.ndarray[Any, Any], Any]:
-    found = read(x)
-    if not isinstance(found, HostArray):
-        found = HostArray(found, BY_NUMPY[found.dtype], Memory.CALLER)
-    if copy or (copy is None and found.memory is Memory.BORROWED):
-        return found.bits.copy(), found.element
-    return found.bits, found.element
+def describe(x: Any) -> TensorInfo:
+    """Tell what is known about a tensor-like object, without reading its values.
+
+    Parameters
+    ----------
+    x : object
+        Anything; odd objects never make it raise.
+
+    Returns
+    -------
+    TensorInfo
+        Library, type, shape, dtype and device; whether there are values, and if not why; whether
+        a conversion can be a view; which route it would take; who owns the memory.
+
+    Examples
+    --------
+    >>> import numpy as np, ovtensor
+    >>> info = ovtensor.describe(np.zeros((2, 3)))
+    >>> info.library, info.shape, info.has_data, info.owner
+    ('numpy', (2, 3), True, 'caller')
+    """
+    cls = type(x)
+    try:
+        route = route_for(cls)
+        if route is not None:
+            return route.describe(x)
+        reason = "nothing that is known here"
+    except Exception as error:  # noqa: BLE001  an odd object may raise anything
+        reason = f"it does not say: {type(error).__name__}: {error}"
+    library = str(getattr(cls, "__module__", "")).partition(".")[0]
+    return TensorInfo(library, qualified_name(cls), reason=reason)
+
+
+def _to_numpy(x: Any, found: HostArray, dtype: Any, copy: bool | None, casting: Casting) -> Array:
+    check_casting(casting)
+    native = isinstance(dtype, str) and dtype == "native"
+    if native:
+        target, view_as = found.element, native_dtype(found.element)
+    elif dtype is not None:
+        target = element_of(dtype)
+        view_as = native_dtype(target)
+    else:
+        target = BY_NAME[found.element.default]
+        view_as = None
+    values = _settle(x, found, target, copy, casting)
+    if view_as is not None and not target.in_numpy:
+        # ml_dtypes keeps its integers in a byte each, as the carriers do
+        values = values.view(view_as) if not target.integral else values.astype(view_as)
+    if found.mask is not None:
+        return np.ma.MaskedArray(values, found.mask, copy=False)
+    return values
+
+
+_TORCH_NEEDS: tuple[Need, ...] = ("writeable", "forward")
+_OPENVINO_NEEDS: tuple[Need, ...] = ("writeable", "contiguous")
+
+
+def _settle(
+    x: Any,
+    found: HostArray,
+    target: ElementType,
+    copy: bool | None,
+    casting: Casting,
+    needs: tuple[Need, ...] = (),
+) -> Array:
+    """Settle the copy contract, with an error that tells what was given."""
+    try:
+        return settle(found, target, copy, casting, needs)
+    except ConversionError as error:
+        raise ConversionError(f"{_given(x)}: {error}") from error.__cause__
+
+
+def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.Tensor:
+    """Move a tensor to its device under the copy contract."""
+    if device is None or out.device == _framework("torch").device(device):
+        return out.clone() if copy else out
+    if copy is False:
+        raise ConversionError(
+            f"{_given(x)}: copy=False, but it goes to device {device}; drop copy=False"
+        )
+    return out.to(device)
+
+
+def _torch_dtype(torch: Any, element: ElementType) -> Any:
+    return getattr(torch, element.torch, None) if element.torch is not None else None
+
+
+def _unmasked(x: Any, found: HostArray) -> HostArray:
+    if found.mask is not None:
+        raise ConversionError(
+            f"{_given(x)} has a mask, which would be dropped; "
+            "fill it first: to_numpy(x).filled(value)"
+        )
+    return found
+
+
+def _given(x: Any) -> str:
+    return str(describe(x))
+
+
+def _framework(name: str) -> Any:
+    """Import a framework, or say how to install it."""
+    if (loaded := sys.modules.get(name)) is not None:
+        return loaded
+    try:
+        return __import__(name)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            f"{name} is not installed: pip install 'ovtensor[{name}]'"
+        ) from missing

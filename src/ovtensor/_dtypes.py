@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 from typing import Any
 
 import numpy as np
 
 from ovtensor.errors import ConversionError
 
-__all__ = ["BY_NAME", "BY_NUMPY", "BY_OPENVINO", "BY_TORCH", "TABLE", "ElementType", "native_dtype"]
+__all__ = [
+    "BY_NAME",
+    "BY_NATIVE",
+    "BY_NUMPY",
+    "BY_OPENVINO",
+    "BY_TORCH",
+    "TABLE",
+    "ElementType",
+    "element_of",
+    "native_dtype",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +48,8 @@ class ElementType:
         Attribute of ``ml_dtypes``.
     default : str
         The NumPy type that holds every value of this type exactly, and that ``to_numpy`` gives.
+    integral : bool
+        Whether the values are integers, so that the carrier holds the value itself.
     """
 
     name: str
@@ -48,13 +59,21 @@ class ElementType:
     openvino: str | None = None
     native: str | None = None
     default: str = "float32"
+    integral: bool = False
 
     @property
     def carrier(self) -> np.dtype[Any]:
         """The NumPy type that elements of this type travel in, one element a value."""
         if self.numpy is not None:
             return np.dtype(self.numpy)
+        if self.integral:
+            return np.dtype(self.default)
         return np.dtype(np.uint16 if self.bits > 8 else np.uint8)
+
+    @property
+    def packed(self) -> bool:
+        """Whether several elements share a byte where the owning library stores them."""
+        return 0 < self.bits < 8
 
     @property
     def in_numpy(self) -> bool:
@@ -64,10 +83,14 @@ class ElementType:
 
 def _same(name: str, bits: int, openvino: str | None, torch: str | None = None) -> ElementType:
     """Build the row of a type that NumPy has."""
-    return ElementType(name, bits, name, torch or name, openvino, None, name)
+    own = name if torch is None else torch or None
+    return ElementType(name, bits, name, own, openvino, None, name, np.dtype(name).kind in "biu")
 
 
 TABLE: tuple[ElementType, ...] = (
+    # First, because it is float64 by another name on some platforms: the later row wins there.
+    _same("longdouble", 128, None, ""),
+    _same("clongdouble", 256, None, ""),
     _same("bool", 8, "boolean"),
     _same("int8", 8, "i8"),
     _same("int16", 16, "i16"),
@@ -90,13 +113,13 @@ TABLE: tuple[ElementType, ...] = (
     ElementType("float8_e8m0fnu", 8, None, "float8_e8m0fnu", "f8e8m0", "float8_e8m0fnu"),
     ElementType("float4_e2m1fn", 4, None, None, "f4e2m1", "float4_e2m1fn"),
     ElementType("nf4", 4, None, None, "nf4", None),
-    ElementType("uint1", 1, None, None, "u1", None, "uint8"),
-    ElementType("uint2", 2, None, None, "u2", "uint2", "uint8"),
-    ElementType("uint3", 3, None, None, "u3", None, "uint8"),
-    ElementType("uint4", 4, None, None, "u4", "uint4", "uint8"),
-    ElementType("uint6", 6, None, None, "u6", None, "uint8"),
-    ElementType("int4", 4, None, None, "i4", "int4", "int8"),
-    ElementType("str", 0, "str", None, "string", None, "str"),
+    ElementType("uint1", 1, None, None, "u1", None, "uint8", True),
+    ElementType("uint2", 2, None, None, "u2", "uint2", "uint8", True),
+    ElementType("uint3", 3, None, None, "u3", None, "uint8", True),
+    ElementType("uint4", 4, None, None, "u4", "uint4", "uint8", True),
+    ElementType("uint6", 6, None, None, "u6", None, "uint8", True),
+    ElementType("int4", 4, None, None, "i4", "int4", "int8", True),
+    ElementType("str", 0, "str", None, "string", None, "str"),  # NumPy widens it as needed
 )
 
 BY_NAME = {row.name: row for row in TABLE}
@@ -104,6 +127,40 @@ BY_TORCH = {row.torch: row for row in TABLE if row.torch is not None}
 BY_OPENVINO = {row.openvino: row for row in TABLE if row.openvino is not None}
 # Keyed by the dtype itself: NumPy's aliases ("l", "q") compare and hash alike.
 BY_NUMPY = {np.dtype(row.numpy): row for row in TABLE if row.numpy is not None and row.bits}
+
+BY_NATIVE = {row.native: row for row in TABLE if row.native is not None}
+
+
+def element_of(dtype: Any) -> ElementType:
+    """Find the row of a dtype in any of the libraries' words, or by its name.
+
+    Raises
+    ------
+    ConversionError
+        If no row answers to it.
+    """
+    if hasattr(dtype, "get_type_name"):  # openvino.Type
+        row = BY_OPENVINO.get(dtype.get_type_name())
+    elif (name := str(dtype)).startswith("torch."):
+        row = BY_TORCH.get(name.removeprefix("torch."))
+    elif (row := BY_NAME.get(dtype) if isinstance(dtype, str) else None) is None:
+        row = _numpy_element(dtype)
+    if row is None:
+        raise ConversionError(
+            f"dtype={dtype!r} is no element type that is known here; give one of "
+            + ", ".join(BY_NAME)
+        )
+    return row
+
+
+def _numpy_element(dtype: Any) -> ElementType | None:
+    try:
+        wanted = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        return None
+    return (
+        BY_NAME["str"] if wanted.kind == "U" else BY_NUMPY.get(wanted, BY_NATIVE.get(wanted.name))
+    )
 
 
 def native_dtype(element: ElementType) -> np.dtype[Any]:
@@ -116,10 +173,17 @@ def native_dtype(element: ElementType) -> np.dtype[Any]:
     """
     if element.numpy is not None:
         return np.dtype(element.numpy)
-    if element.native is None or importlib.util.find_spec("ml_dtypes") is None:
-        missing = "no NumPy type has its bits" if element.native is None else "install ml_dtypes"
+    if element.native is None:
         raise ConversionError(
-            f"dtype='native' was asked for {element.name}: {missing}; "
-            f"leave dtype out to get {element.default}"
+            f"NumPy has no type for {element.name}; leave dtype out to get {element.default}"
         )
-    return np.dtype(getattr(importlib.import_module("ml_dtypes"), element.native))
+    try:
+        native: np.dtype[Any] = np.dtype(
+            getattr(importlib.import_module("ml_dtypes"), element.native)
+        )
+    except ModuleNotFoundError as missing:
+        raise ConversionError(
+            f"NumPy's type for {element.name} comes with ml_dtypes, which is not installed; "
+            f"install it, or leave dtype out to get {element.default}"
+        ) from missing
+    return native

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ovtensor._dtypes import ElementType
 
-__all__ = ["HostArray", "Memory", "TensorInfo"]
+__all__ = ["HostArray", "Memory", "TensorInfo", "pinned", "qualified_name"]
 
 
 class Memory(enum.Enum):
@@ -22,10 +22,12 @@ class Memory(enum.Enum):
     BORROWED = "borrowed"
     """Something that will write to it or free it by itself, such as an infer request."""
     FRESH = "fresh"
-    """Nobody else: made for this conversion."""
+    """Nobody else: it was made for this conversion."""
+    UNKNOWN = "unknown"
+    """It came out of foreign code that may have handed out a view or a copy."""
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class HostArray:
     """The values of one tensor in host memory.
 
@@ -68,11 +70,11 @@ class TensorInfo:
     reason : str or None
         Why not.
     zero_copy : bool
-        Whether ``to_numpy(x, copy=False)`` can give a view.
+        Whether ``to_numpy(x, copy=False, dtype="native")`` can give a view.
     route : str or None
         Which route converts it; None if there is none.
     owner : str or None
-        Who owns the memory.
+        Who owns the memory: a value of `Memory`.
     """
 
     library: str
@@ -90,6 +92,29 @@ class TensorInfo:
         facts = (("shape", self.shape), ("dtype", self.dtype), ("device", self.device))
         known = ", ".join(f"{name} {value}" for name, value in facts if value is not None)
         return f"{self.type} ({known})" if known else self.type
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pin:
+    """NumPy keeps the object that it got an array interface from alive: so it keeps `owner`."""
+
+    __array_interface__: dict[str, Any]
+    owner: Any
+
+
+def pinned(interface: dict[str, Any], owner: Any) -> np.ndarray[Any, Any]:
+    """Make an array over foreign memory that keeps `owner` alive as long as any view of it does.
+
+    Parameters
+    ----------
+    interface : dict
+        NumPy's array interface, version 3.
+    owner : object
+        What owns the memory.
+    """
+    import numpy as np
+
+    return np.asarray(_Pin({"version": 3, **interface}, owner))
 
 
 def qualified_name(cls: type) -> str:

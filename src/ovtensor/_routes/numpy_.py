@@ -1,12 +1,13 @@
-"""NumPy arrays and scalars."""
+"""NumPy arrays and scalars: their own answer, where their memory is what it says it is."""
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
 
-from ovtensor._dtypes import BY_NUMPY, BY_OPENVINO
+from ovtensor._dtypes import BY_NAME, BY_NATIVE, BY_NUMPY, BY_OPENVINO, ElementType
 from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor.errors import ConversionError
 
@@ -14,29 +15,27 @@ __all__ = ["ROUTE"]
 
 
 class NumpyRoute:
-    """Arrays are their own answer, if their memory is what it says it is."""
+    """Arrays of every dtype that holds numbers or text, among them those of ``ml_dtypes``."""
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
-        array: np.ndarray[Any, Any] = np.asarray(x)
-        if array.dtype.byteorder not in "=|":
-            array = array.astype(array.dtype.newbyteorder("="))
-            return HostArray(array, BY_NUMPY[array.dtype], Memory.FRESH)
-        if array.dtype not in BY_NUMPY:
-            raise ConversionError(f"{self.describe(x)}: no numbers that an array could hold")
-        owner: Any = array
-        while isinstance(owner, np.ndarray) and owner.base is not None:
-            owner = owner.base
-        if type(owner).__module__.startswith("openvino"):
-            # Memory of an infer request; bf16 masquerades as float16 there.
-            element = BY_OPENVINO[owner.get_element_type().get_type_name()]
-            if element.name == "bfloat16" and array.dtype == np.float16:
-                array = array.view(np.uint16)
-            else:
-                element = BY_NUMPY[array.dtype]
-            return HostArray(array, element, Memory.BORROWED)
-        return array
+        """Find the values; a mask is kept, a subclass is left behind."""
+        cls = type(x)
+        if cls is np.ndarray and x.base is None and x.dtype in BY_NUMPY:
+            return x  # type: ignore[no-any-return]
+        if isinstance(x, np.str_):
+            raise ConversionError("numpy.str_ is a string, not a number; give an array of them")
+        if isinstance(x, np.generic):
+            return _read_array(np.asarray(x), Memory.FRESH, x)
+        found = _read_array(x.view(np.ndarray), _owner(x), x)
+        if isinstance(x, np.ma.MaskedArray):
+            found.mask = np.ma.getmaskarray(x)
+        if found.memory is Memory.CALLER and found.mask is None and found.element.numpy:
+            return found.bits
+        return found
 
     def describe(self, x: Any, /) -> TensorInfo:
+        """Tell shape, dtype and ownership."""
+        memory = Memory.FRESH if isinstance(x, np.generic) else _owner(x)
         return TensorInfo(
             library="numpy",
             type=qualified_name(type(x)),
@@ -44,8 +43,73 @@ class NumpyRoute:
             dtype=str(x.dtype),
             device="cpu",
             has_data=True,
+            zero_copy=memory is not Memory.FRESH and x.dtype.isnative and not x.dtype.hasobject,
             route="numpy",
+            owner=memory.value,
         )
+
+
+def _owner(array: Any) -> Memory:
+    return Memory.CALLER if _openvino_owner(array) is None else Memory.BORROWED
+
+
+def _openvino_owner(array: Any) -> Any:
+    """Return the ``openvino.Tensor`` whose memory an array shows, if there is one."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array if type(array).__module__.startswith("openvino") else None
+
+
+def _read_array(array: np.ndarray[Any, Any], memory: Memory, source: Any) -> HostArray:
+    dtype = array.dtype
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+        memory = Memory.FRESH
+    if dtype.kind == "O":
+        return HostArray(
+            _numbers(array, source), BY_NUMPY[_numbers(array, source).dtype], Memory.FRESH
+        )
+    if dtype.kind == "U":
+        return HostArray(array, BY_NAME["str"], memory)
+    element: ElementType | None = BY_NUMPY.get(array.dtype)
+    if element is not None:
+        return _true_element(array, element, memory)
+    element = BY_NATIVE.get(dtype.name)
+    if element is None:
+        raise ConversionError(
+            f"{ROUTE.describe(source)} holds no plain numbers; "
+            "convert a field or a cast of it, such as array.astype(float)"
+        )
+    if element.integral:  # ml_dtypes spends a byte on each
+        return HostArray(array.astype(element.carrier), element, Memory.FRESH)
+    return HostArray(array.view(element.carrier), element, memory)
+
+
+def _true_element(array: np.ndarray[Any, Any], element: ElementType, memory: Memory) -> HostArray:
+    """See through OpenVINO's views: bfloat16 poses as float16 there, float8 as uint8."""
+    owner = _openvino_owner(array)
+    told = BY_OPENVINO.get(owner.get_element_type().get_type_name()) if owner is not None else None
+    if told is None or told is element or told.carrier.itemsize != array.dtype.itemsize:
+        return HostArray(array, element, memory)
+    if told.name == "bfloat16" and element.name == "float16":
+        return HostArray(array.view(told.carrier), told, memory)
+    return HostArray(array, element, memory)
+
+
+def _numbers(array: np.ndarray[Any, Any], source: Any) -> np.ndarray[Any, Any]:
+    """Turn an object array of numbers into an array of numbers."""
+    wrong = next(
+        (item for item in array.flat if not isinstance(item, numbers.Number | np.bool_)), None
+    )
+    plain = None
+    if wrong is None:
+        plain = np.array(array.tolist()) if array.size else np.zeros(array.shape)
+    if plain is None or plain.dtype not in BY_NUMPY or plain.shape != array.shape:
+        what = "numbers too large" if wrong is None else f"a {qualified_name(type(wrong))}"
+        raise ConversionError(
+            f"{ROUTE.describe(source)} holds {what}; convert its items one by one"
+        )
+    return plain
 
 
 ROUTE = NumpyRoute()

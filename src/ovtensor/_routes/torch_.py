@@ -1,97 +1,276 @@
-"""PyTorch tensors."""
+"""PyTorch tensors.
+
+The memory of a strided CPU tensor is read through its address, with no operator and no dispatch
+in between: flags such as requires_grad, active modes and subclasses' methods cannot interfere,
+and nothing about the tensor changes. Everything else goes through an operator once.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import sys
+from typing import Any
 
+import numpy as np
 import torch
+from torch._C import _functorch
+from torch._C import _get_tracing_state as _tracing
+from torch._C import _len_torch_dispatch_stack as _dispatch_modes
 
 from ovtensor._dtypes import BY_NAME, BY_TORCH
-from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
+from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
+from ovtensor._packed import unpack
+from ovtensor._registry import host, read
+from ovtensor._routes.torch_data import disturbed, why_dataless
+from ovtensor._routes.torch_unwrap import Masked, way_out
 from ovtensor.errors import ConversionError, DatalessTensorError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["ROUTE"]
+__all__ = ["PARAMETER", "PLAIN", "PROXY", "ROUTE", "on_device"]
 
 _ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items() if hasattr(torch, name)}
-_CARRIER = {torch.bfloat16: torch.uint16}
-
-_FAKE = (
-    "it is a FakeTensor: a shape and a dtype that stand in for values. A model gives such results "
-    "when its weights were replaced by fake ones after compiling; free that memory with "
-    "ovtensor.release_weights, which keeps the values within reach"
-)
+# How NumPy sees the memory of each type; halves of a complex32 are float16.
+_TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
+_FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
+_peek = _functorch.peek_interpreter_stack
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class TorchRoute:
     """Values of a tensor, whatever stands between it and its memory."""
 
+    __slots__ = ()
+
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
-        self._demand_data(x)
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
-            return _host(self._plain(x), x)
+        """Find the values of any tensor."""
+        if _is_dynamo_compiling():
+            _refuse_trace()
+        found: np.ndarray[Any, Any] | HostArray
+        found = _read(x) if "torch._dynamo" not in sys.modules else _read_untraced()(x)
+        return found
 
     def describe(self, x: Any, /) -> TensorInfo:
-        return TensorInfo(
-            library=type(x).__module__.partition(".")[0],
-            type=qualified_name(type(x)),
-            shape=tuple(x.shape),
-            dtype=str(x.dtype),
-            device=str(x.device),
-            has_data=not x.is_meta,
-            route="torch",
+        """Tell what the tensor's metadata say, and whether there are values behind them."""
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            reason = why_dataless(x)
+            shape = _shape(x)
+            plain = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
+            view = plain and x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg())
+            return TensorInfo(
+                library=type(x).__module__.partition(".")[0],
+                type=qualified_name(type(x)),
+                shape=shape,
+                dtype=str(x.dtype),
+                device=str(x.device),
+                has_data=reason is None,
+                reason=reason,
+                zero_copy=bool(reason is None and view and type(x) in _PLAIN),
+                route="torch",
+                owner=Memory.CALLER.value,
+            )
+
+
+class PlainRoute(TorchRoute):
+    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that.
+
+    ``Tensor.numpy`` refuses flags and other layouts by itself. What it gets wrong is asked
+    before and after: active modes, tensors without memory, storage that is too small.
+    """
+
+    __slots__ = ()
+
+    def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
+        """Take the short way, and the long one whenever anything is special."""
+        if _is_dynamo_compiling():
+            _refuse_trace()
+        if not (_dispatch_modes() or _peek() or _tracing()):
+            try:
+                array: np.ndarray[Any, Any] = x.numpy()
+                if (
+                    x.data_ptr()
+                    and array.nbytes <= x.untyped_storage().nbytes()
+                    and array.flags.c_contiguous
+                    and not x.storage_offset()
+                ):
+                    return array
+            except (RuntimeError, TypeError):
+                pass
+        return TorchRoute.read(self, x)
+
+
+class ParameterRoute(TorchRoute):
+    """``torch.nn.Parameter`` itself: the same, past requires_grad."""
+
+    __slots__ = ()
+
+    def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
+        """Take the short way, and the long one whenever anything is special."""
+        if _is_dynamo_compiling():
+            _refuse_trace()
+        if not (_dispatch_modes() or _peek() or _tracing()):
+            try:
+                # .data and not .detach(): half the time, and nothing is written through it
+                array: np.ndarray[Any, Any] = x.data.numpy()
+                if (
+                    x.data_ptr()
+                    and array.nbytes <= x.untyped_storage().nbytes()
+                    and array.flags.c_contiguous
+                    and not x.storage_offset()
+                ):
+                    return array
+            except (RuntimeError, TypeError):
+                pass
+        return TorchRoute.read(self, x)
+
+
+def _refuse_trace() -> None:
+    raise DatalessTensorError(
+        "a tensor has no values while torch.compile or torch.export traces; "
+        "convert outside of the traced function"
+    )
+
+
+def on_device(x: torch.Tensor) -> torch.Tensor | None:
+    """Return a plain dense tensor where `x` lives, or None if that is the CPU."""
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        if x.device.type in ("cpu", "meta"):
+            return None
+        _demand_data(x)
+    simple = way_out(x, _memory)
+    with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
+        return _dense(simple) if isinstance(simple, torch.Tensor) else None
+
+
+def _read(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        _demand_data(x)
+    simple = way_out(x, _memory)
+    if isinstance(simple, Masked):
+        values, mask = (host(read(part)) for part in simple)
+        return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
+    if simple is not x:
+        found = host(read(simple))
+        found.memory = Memory.UNKNOWN
+        return found
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        if x.layout is torch.strided and x.device.type == "cpu" and not x.is_quantized:
+            return _strided(x)
+        if disturbed():
+            raise DatalessTensorError(
+                f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or dispatch "
+                "mode is active; leave the mode first"
+            )
+        with torch.no_grad():
+            found = host(_strided(_dense(x).cpu()))
+    found.memory = Memory.FRESH
+    return found
+
+
+def _demand_data(x: torch.Tensor) -> None:
+    if (reason := why_dataless(x)) is not None:
+        raise DatalessTensorError(f"{ROUTE.describe(x)} has no values: {reason}")
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """Bring quantized, sparse and mkldnn layouts to plain strided values."""
+    x = x.detach()
+    if x.is_quantized:
+        x = x.dequantize()
+    return x if x.layout is torch.strided else x.to_dense()
+
+
+def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
+    """Read memory, then undo what flags and torch's own element types put on top of it."""
+    if x._is_zerotensor():  # noqa: SLF001  zeros without memory, made by forward-mode autodiff
+        zeros = np.zeros(tuple(x.shape), _ELEMENT[x.dtype].carrier)
+        return HostArray(zeros, _ELEMENT[x.dtype], Memory.FRESH)
+    memory = _memory(x)
+    if x.dtype is torch.complex32:
+        values = memory.astype(np.float32).view(np.complex64)[..., 0]
+        return HostArray(_signed(x, values), BY_NAME["complex64"], Memory.FRESH)
+    if x.dtype is _FLOAT4:
+        element = BY_NAME["float4_e2m1fn"]
+        shape = (*memory.shape[:-1], 2 * memory.shape[-1])
+        return HostArray(
+            unpack(np.ascontiguousarray(memory), shape, element), element, Memory.FRESH
+        )
+    element = _ELEMENT[x.dtype]
+    if x.is_conj() or x.is_neg():
+        if not element.in_numpy:
+            memory = memory ^ element.carrier.type(1 << (element.bits - 1))
+            return HostArray(memory, element, Memory.FRESH)
+        return HostArray(_signed(x, memory), element, Memory.FRESH)
+    return memory if element.in_numpy else HostArray(memory, element, Memory.CALLER)
+
+
+def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if x.is_conj():
+        values = np.conj(values)
+    return np.negative(values) if x.is_neg() else values
+
+
+def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Show the elements of a strided CPU tensor as carriers, as a view that keeps it alive."""
+    size, stride, width = tuple(x.shape), x.stride(), x.element_size()
+    strides = tuple(step * width for step in stride)
+    if x.dtype is torch.complex32:
+        typestr, size, strides = (
+            "<f2" if sys.byteorder == "little" else ">f2",
+            (*size, 2),
+            (*strides, 2),
+        )
+    elif x.dtype is _FLOAT4:
+        typestr = "|u1"
+    elif x.dtype in _TYPESTR:
+        typestr = _TYPESTR[x.dtype]
+    else:
+        raise ConversionError(
+            f"{ROUTE.describe(x)}: no array has this element type; "
+            "view it as an integer type first, such as x.view(torch.uint8)"
+        )
+    if x.numel() == 0:
+        return np.zeros(size, typestr)
+    interface = {
+        "shape": size,
+        "strides": strides,
+        "typestr": typestr,
+        "data": (x.data_ptr(), False),
+    }
+    return pinned(interface, x)
+
+
+@functools.cache
+def _read_untraced() -> Any:
+    """Keep dynamo out of our own frames, which it meets after a graph broke at the call."""
+    return sys.modules["torch._dynamo"].disable(_read)
+
+
+def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
+    if _tracing() is not None:  # sizes are tensors there, whose values get recorded
+        return None
+    try:
+        return tuple(int(size) for size in x.shape)
+    except (RuntimeError, TypeError, ValueError):  # ragged, or not initialized
+        return None
+
+
+class ProxyRoute:
+    """``torch.fx.Proxy``: what a symbolic trace hands around."""
+
+    def read(self, x: Any, /) -> HostArray:
+        """Refuse: there are no values before the graph runs."""
+        raise DatalessTensorError(
+            f"{self.describe(x)} has no values: it stands for one in a symbolic trace; "
+            "convert outside of the traced function"
         )
 
-    def _demand_data(self, x: torch.Tensor) -> None:
-        from torch._subclasses.fake_tensor import is_fake
-
-        reason = None
-        if is_fake(x):
-            reason = _FAKE
-        elif x.is_meta:
-            reason = "it lives on the meta device, which keeps shapes and no values"
-        elif torch._is_functional_tensor(x):  # noqa: SLF001
-            reason = "it is a functional tensor of a trace"
-        if reason is not None:
-            raise DatalessTensorError(f"{self.describe(x)} has no values: {reason}")
-
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
-        """Unwrap a subclass that dispatches; anything else is plain already."""
-        if not torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python):  # noqa: SLF001
-            return x
-        for way_out in ("full_tensor", "dequantize", "wait", "to_dense"):
-            method = getattr(x, way_out, None)
-            if callable(method) and not hasattr(torch.Tensor, way_out):
-                return method()  # type: ignore[no-any-return]
-        out = torch.ops.aten.clone.default(x)
-        if torch._C._dispatch_keys(out).has(torch._C.DispatchKey.Python):  # noqa: SLF001
-            raise ConversionError(
-                f"{self.describe(x)} has no known way to a plain tensor; register one with "
-                "ovtensor.register_route"
-            )
-        return out  # type: ignore[no-any-return]
+    def describe(self, x: Any, /) -> TensorInfo:
+        """Tell that there is nothing to tell."""
+        return TensorInfo(
+            "torch", qualified_name(type(x)), reason="a symbolic trace", route="torch"
+        )
 
 
-def _host(plain: torch.Tensor, source: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
-    dense = plain.detach()
-    if dense.is_quantized:
-        dense = dense.dequantize()
-    elif dense.layout is not torch.strided:
-        dense = dense.to_dense()
-    dense = dense.cpu().resolve_conj().resolve_neg()
-    if dense.dtype is torch.complex32:
-        dense = dense.to(torch.complex64)
-    element = _ELEMENT[dense.dtype]
-    if not element.in_numpy:
-        dense = dense.view(getattr(torch, element.carrier.name))
-    ours = dense.untyped_storage()._cdata != source.untyped_storage()._cdata  # noqa: SLF001
-    memory = Memory.FRESH if ours else Memory.CALLER
-    array = dense.numpy()
-    if element.in_numpy and memory is Memory.CALLER:
-        return array
-    return HostArray(array, BY_NAME[element.name], memory)
-
-
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 ROUTE = TorchRoute()
+PLAIN, PARAMETER = PlainRoute(), ParameterRoute()
+PROXY = ProxyRoute()

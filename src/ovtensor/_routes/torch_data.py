@@ -1,0 +1,98 @@
+"""Telling whether a tensor has values; nothing here runs an operator.
+
+``_has_storage`` and ``nbytes`` of a tensor mislead. What follows asks in the order in which the
+answers can be trusted, and it asks through interfaces that torch keeps to itself: there are no
+public ones. Each has a test that tells when it changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
+from torch.nn.parameter import is_lazy
+
+__all__ = ["disturbed", "why_dataless"]
+
+_RELEASED = (
+    "it is a FakeTensor, which stands in for values and holds none. A model gives such results "
+    "once its weights were replaced by fake ones after compiling; free that memory with "
+    "ovtensor.release_weights instead, which keeps the model usable"
+)
+_TRACED = (
+    "a trace is being recorded (torch.compile, torch.export, make_fx, torch.jit.trace) and the "
+    "values are not there until it runs; convert outside of the traced function"
+)
+
+
+def disturbed() -> bool:
+    """Tell whether a mode is active under which operators give something else than values."""
+    return (
+        _len_torch_dispatch_stack() > 0
+        or _functorch.peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
+    )
+
+
+def why_dataless(x: torch.Tensor) -> str | None:
+    """Say why a tensor has no values; None if it has.
+
+    Call it under ``DisableTorchFunction``: it must not reach a subclass's own methods.
+    """
+    return _why_traced() or _why_unreal(x) or _why_freed(x)
+
+
+def _why_traced() -> str | None:
+    proxy = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
+    tracing = (
+        torch.compiler.is_compiling()
+        or _get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(proxy) is not None  # noqa: SLF001
+    )
+    return _TRACED if tracing else None
+
+
+def _why_unreal(x: torch.Tensor) -> str | None:
+    if is_lazy(x):
+        return "its parameter was never initialized; run the module once to give it a shape"
+    if _functorch.is_batchedtensor(x):
+        return "torch.vmap is at work on it and it stands for a batch; convert after vmap"
+    if _functorch.is_gradtrackingtensor(x):
+        return "torch.func is differentiating through it; convert outside of grad, vjp or jvp"
+    if torch._is_functional_tensor(x):  # noqa: SLF001
+        return "it is a functional tensor; convert outside of torch.func.functionalize"
+    if _is_fake(x):
+        return _RELEASED
+    if x.device.type == "meta":
+        return "the meta device keeps shapes and no values; load the weights or move the module"
+    return None
+
+
+def _is_fake(x: Any) -> bool:
+    """Look for fake values, also inside wrapper subclasses."""
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")
+    functional = sys.modules.get("torch._subclasses.functional_tensor")
+    if functional is not None and isinstance(x, functional.FunctionalTensor):
+        return True
+    return fakes is not None and bool(fakes.is_fake(x))
+
+
+def _why_freed(x: torch.Tensor) -> str | None:
+    """Compare what the tensor spans with what its storage still has."""
+    keys = torch._C._dispatch_keys(x)  # noqa: SLF001
+    key = torch._C.DispatchKey  # noqa: SLF001
+    if x.layout is not torch.strided or x.is_nested or keys.has(key.Python):
+        return None
+    if x.numel() == 0 or keys.has(key.ZeroTensor):
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    needed = (x.storage_offset() + last + 1) * x.element_size()
+    left = x.untyped_storage().nbytes()
+    if left >= needed and x.data_ptr() != 0:
+        return None
+    return (
+        f"its storage was freed or shrunk ({left} of {needed} bytes are left), as offloading "
+        "and sharding do; gather or reload the weights first"
+    )

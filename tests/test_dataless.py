@@ -1,0 +1,176 @@
+"""Tensors without values, and real ones that other means read as garbage."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import ovtensor
+from ovtensor.errors import ConversionError, DatalessTensorError
+
+
+def freed(count, left, begin=0, step=1):
+    x = torch.rand(count)[begin::step]
+    x.untyped_storage().resize_(left)
+    return x
+
+
+DATALESS = {
+    "fake": (
+        lambda: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(torch.ones(2)),
+        r"FakeTensor.*\(2,\).*float32.*weights were replaced.*ovtensor\.release_weights",
+    ),
+    "meta": (lambda: torch.ones(2, device="meta"), "device meta.*keeps shapes and no values"),
+    "functional": (lambda: torch._to_functional_tensor(torch.ones(2)), "functional tensor"),
+    "lazy parameter": (lambda: torch.nn.LazyLinear(2).weight, "never initialized"),
+    "lazy buffer": (torch.nn.parameter.UninitializedBuffer, "never initialized"),
+    "freed": (lambda: freed(10, 0), r"freed or shrunk \(0 of 40 bytes"),
+    "half freed": (lambda: freed(10, 16), r"16 of 40 bytes"),
+    "half freed, offset": (lambda: freed(10, 20, 5), r"20 of 40 bytes"),
+    "half freed, strided": (lambda: freed(10, 20, 0, 2), r"20 of 36 bytes"),
+    "freed parameter": (lambda: torch.nn.Parameter(freed(4, 0)), "0 of 16 bytes"),
+    "freed bfloat16": (lambda: freed(4, 6).view(torch.bfloat16), "6 of 16 bytes"),
+}
+
+
+@pytest.mark.parametrize("convert", ["to_numpy", "to_torch", "to_openvino"])
+@pytest.mark.parametrize("kind", DATALESS)
+def test_no_values_is_an_error_that_says_why(kind, convert):
+    make, text = DATALESS[kind]
+    x = make()
+    with pytest.raises(DatalessTensorError, match=text):
+        getattr(ovtensor, convert)(x)
+    info = ovtensor.describe(x)
+    assert not info.has_data
+    assert not info.zero_copy
+    assert info.reason
+
+
+def test_a_fake_inside_a_wrapper():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    mode = FakeTensorMode()
+    x = TwoTensor(mode.from_tensor(torch.ones(2)), mode.from_tensor(torch.ones(2)))
+    with pytest.raises(DatalessTensorError, match="FakeTensor"):
+        ovtensor.to_numpy(x)
+
+
+def test_real_tensors_under_a_fake_mode_keep_their_values():
+    x = torch.arange(6.0).reshape(2, 3)
+    conjugate = torch.tensor([1 + 2j]).conj()
+    sparse = x.to_sparse()
+    narrow = x.bfloat16()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        np.testing.assert_array_equal(ovtensor.to_numpy(x), [[0, 1, 2], [3, 4, 5]])
+        np.testing.assert_array_equal(ovtensor.to_numpy(conjugate), [1 - 2j])
+        wide = ovtensor.to_numpy(narrow)
+        with pytest.raises(DatalessTensorError, match="leave the mode"):
+            ovtensor.to_numpy(sparse)
+    np.testing.assert_array_equal(wide, x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "functionalize"])
+def test_inside_functorch(transform):
+    captured = torch.arange(3.0)
+    seen = []
+
+    def function(x):
+        with pytest.raises(DatalessTensorError, match=r"vmap|torch\.func|functional"):
+            ovtensor.to_numpy(x)
+        seen.append(ovtensor.to_numpy(captured))
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    if transform == "jvp":
+        torch.func.jvp(function, (x,), (x,))
+    elif transform == "functionalize":
+        torch.func.functionalize(function)(x)
+    else:
+        getattr(torch.func, transform)(function)(x)
+    np.testing.assert_array_equal(seen[0], [0, 1, 2])
+
+
+def traced(x):
+    return x + ovtensor.to_numpy(x * 2).sum()
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_inside_make_fx(mode):
+    with pytest.raises(DatalessTensorError, match="trace"):
+        make_fx(traced, tracing_mode=mode)(torch.ones(3))
+
+
+def test_inside_symbolic_trace():
+    with pytest.raises(DatalessTensorError, match="symbolic trace"):
+        torch.fx.symbolic_trace(traced)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inside_jit_trace():
+    with pytest.raises(DatalessTensorError, match="trace"):
+        torch.jit.trace(traced, (torch.ones(3),))
+
+
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return traced(x)
+
+
+def test_inside_export():
+    with pytest.raises(DatalessTensorError, match="trace"):
+        torch.export.export(Module(), (torch.ones(3),))
+
+
+def test_inside_strict_export_torch_wraps_our_error():
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="DatalessTensorError"):
+        torch.export.export(Module(), (torch.ones(3),), strict=True)
+
+
+def test_inside_compile_the_traced_code_sees_the_error():
+    @torch.compile(backend="eager", fullgraph=True)
+    def function(x):
+        try:
+            ovtensor.to_numpy(x)
+        except DatalessTensorError:
+            return x + 1
+        return x
+
+    np.testing.assert_array_equal(function(torch.ones(2)), [2, 2])
+
+
+def test_compile_without_fullgraph_falls_back_to_true_values():
+    @torch.compile(backend="eager")
+    def function(x):
+        y = x * 2
+        return y + 1, ovtensor.to_numpy(y), ovtensor.to_numpy(y.bfloat16().t())
+
+    _, plain, slow = function(torch.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(plain, [[0, 2, 4], [6, 8, 10]])
+    np.testing.assert_array_equal(slow, plain.T)
+
+
+def test_masks_of_attention_hold_no_values():
+    from torch.nn.attention.bias import causal_lower_right
+
+    with pytest.raises(ConversionError, match="CausalBias.*holds none.*tril"):
+        ovtensor.to_numpy(causal_lower_right(4, 4))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_garbage_is_still_real():
+    """What this library guards against: when one of these fails, a guard may be retired."""
+    x = torch.arange(6.0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        garbage = x.numpy()
+    assert garbage.ctypes.data != x.data_ptr()
+    assert freed(10, 16).numpy().nbytes == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        negative = torch.tensor([1 + 2j]).conj().imag
+    assert np.from_dlpack(negative.detach())[0] == 2  # the true value is -2

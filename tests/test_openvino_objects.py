@@ -1,0 +1,271 @@
+"""OpenVINO tensors of every element type, results, constants, and objects without values."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from openvino import opset13 as ops
+
+import ovtensor
+from ovtensor._dtypes import BY_OPENVINO
+from ovtensor._packed import pack
+from ovtensor.errors import ConversionError, DatalessTensorError
+
+TYPES = sorted(set(BY_OPENVINO) - {"string"})
+
+
+def tensor(name, shape):
+    """Make a tensor whose elements count through the codes of its type."""
+    element = BY_OPENVINO[name]
+    count = int(np.prod(shape))
+    codes = np.arange(count) % min(1 << min(element.bits, 16), 100)
+    if name == "boolean":
+        codes %= 2
+    if element.packed:
+        packed = pack(codes, element)
+        return ov.Tensor(packed, ov.Shape(shape), getattr(ov.Type, name)), codes.reshape(shape)
+    carriers = codes.astype(element.carrier).reshape(shape)
+    return ov.Tensor(carriers, ov.Shape(shape), getattr(ov.Type, name)), carriers
+
+
+def decoded(codes, element):
+    """What the codes mean, by torch and by ml_dtypes."""
+    import ml_dtypes
+
+    if element.name == "nf4":
+        return None
+    if element.name == "int4":
+        return np.where(codes > 7, codes - 16, codes)
+    if element.native and not element.integral:
+        return codes.astype(element.carrier).view(getattr(ml_dtypes, element.native)).astype("f4")
+    return codes
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 5), (2, 1, 9), ()], ids=str)
+@pytest.mark.parametrize("name", TYPES)
+def test_every_element_type(name, shape):
+    element = BY_OPENVINO[name]
+    if element.packed and shape == ():
+        pytest.skip("OpenVINO cannot make a packed tensor of no dimension")
+    x, codes = tensor(name, shape)
+    out = ovtensor.to_numpy(x)
+    assert out.dtype == np.dtype(element.default)
+    assert out.shape == shape
+    if (wanted := decoded(codes, element)) is not None:
+        np.testing.assert_array_equal(out, wanted)
+    back = ovtensor.to_openvino(out, dtype=getattr(ov.Type, name), casting="unsafe")
+    assert back.element_type == x.element_type
+    np.testing.assert_array_equal(ovtensor.to_numpy(back), out)
+
+
+@pytest.mark.parametrize("name", sorted(set(TYPES) - {n for n in TYPES if BY_OPENVINO[n].packed}))
+def test_openvino_to_torch_and_back_is_exact_and_shares_memory(name):
+    x, carriers = tensor(name, (3, 5))
+    y = ovtensor.to_torch(x, copy=False)
+    assert str(y.dtype) == f"torch.{BY_OPENVINO[name].torch}"
+    assert y.data_ptr() == x.data.ctypes.data
+    z = ovtensor.to_openvino(y, copy=False)
+    assert z.element_type == x.element_type
+    assert z.data.ctypes.data == y.data_ptr()
+    np.testing.assert_array_equal(z.data.view(carriers.dtype), carriers)
+
+
+def test_region_of_interest():
+    for name in ("f32", "bf16", "f8e4m3"):
+        x, _carriers = tensor(name, (4, 6))
+        roi = ov.Tensor(x, ov.Coordinate([1, 2]), ov.Coordinate([3, 5]))
+        whole = ovtensor.to_numpy(x)
+        np.testing.assert_array_equal(ovtensor.to_numpy(roi), whole[1:3, 2:5])
+        assert ovtensor.to_torch(roi, copy=False).stride() == (6, 1)
+        with pytest.raises(ConversionError, match="copy=False.*not C-contiguous"):
+            ovtensor.to_openvino(roi, copy=False)
+        assert ovtensor.to_openvino(roi).is_continuous()
+
+
+def test_strings():
+    x = ov.Tensor(np.array([["a", "é"]]))
+    np.testing.assert_array_equal(ovtensor.to_numpy(x), [["a", "é"]])
+    back = ovtensor.to_openvino(np.array([["a", "é"]]))
+    np.testing.assert_array_equal(back.str_data, [["a", "é"]])
+    with pytest.raises(ConversionError, match="PyTorch has no str"):
+        ovtensor.to_torch(x)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    x = ops.parameter([-1, 4], np.float32, name="x")
+    outputs = [
+        ops.result(ops.convert(x, "bf16")),
+        ops.result(ops.add(x, np.float32(1))),
+        ops.result(ops.convert(x, "f8e4m3")),
+    ]
+    return ov.Core().compile_model(ov.Model(outputs, [x]), "CPU")
+
+
+@pytest.fixture(scope="module")
+def single():
+    x = ops.parameter([-1, 4], np.float32, name="x")
+    model = ov.Model([ops.result(ops.convert(x, "bf16"))], [x])
+    return ov.Core().compile_model(model, "CPU")
+
+
+VALUES = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_results(compiled, single, share):
+    request = compiled.create_infer_request()
+    results = request.infer(VALUES, share_outputs=share)
+    with pytest.raises(ConversionError, match="3 outputs.*tree_to_numpy"):
+        ovtensor.to_numpy(results)
+    tree = ovtensor.tree_to_numpy(results)
+    assert list(tree) == list(results)
+    for array, wanted in zip(tree.values(), (VALUES, VALUES + 1, VALUES), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+        assert array.dtype == np.float32
+    torches = ovtensor.tree_to_torch(results)
+    assert [str(t.dtype) for t in torches.values()] == [
+        "torch.bfloat16", "torch.float32", "torch.float8_e4m3fn",
+    ]  # fmt: skip
+    only = single.create_infer_request().infer(VALUES, share_outputs=share)
+    np.testing.assert_array_equal(ovtensor.to_numpy(only), VALUES)
+    assert ovtensor.describe(only).shape == (2, 4)
+
+
+def test_memory_of_a_request_is_copied_unless_asked(compiled):
+    request = compiled.create_infer_request()
+    shared = request.infer(VALUES, share_outputs=True)[1]
+    for given in (shared, shared[1:], request.get_output_tensor(1), request.get_tensor(
+            compiled.outputs[1]).data):  # fmt: skip
+        assert ovtensor.describe(given).owner == "borrowed"
+    tensor = request.get_output_tensor(1)
+    kept, view = ovtensor.to_numpy(shared), ovtensor.to_numpy(tensor, copy=False)
+    as_torch, as_openvino = ovtensor.to_torch(tensor), ovtensor.to_openvino(shared)
+    request.infer(VALUES * 10, share_outputs=True)
+    np.testing.assert_array_equal(kept, VALUES + 1)
+    np.testing.assert_array_equal(as_torch, VALUES + 1)
+    np.testing.assert_array_equal(as_openvino.data, VALUES + 1)
+    np.testing.assert_array_equal(view, VALUES * 10 + 1)
+
+
+def test_shared_bfloat16_results_are_seen_through(compiled):
+    shared = compiled.create_infer_request().infer(VALUES, share_outputs=True)[0]
+    assert shared.dtype == np.float16  # what OpenVINO says
+    np.testing.assert_array_equal(ovtensor.to_numpy(shared), VALUES)
+    assert ovtensor.to_torch(shared).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["f16", "f32", "bf16", "u4", "u1", "i4", "nf4", "i64"])
+def test_constants(name):
+    x, _ = tensor(name, (2, 5))
+    constant = ops.constant(x)
+    np.testing.assert_array_equal(ovtensor.to_numpy(constant), ovtensor.to_numpy(x))
+    if not BY_OPENVINO[name].packed:
+        view = ovtensor.to_numpy(constant, copy=False, dtype="native")
+        del constant  # the view keeps it
+        wanted = ovtensor.to_numpy(x)
+        np.testing.assert_array_equal(view.astype(wanted.dtype), wanted)
+
+
+def test_objects_that_name_who_has_the_values(compiled):
+    request = compiled.create_infer_request()
+    model = compiled.get_runtime_model()
+    cases = [
+        (compiled.outputs[0], r"ConstOutput \(dtype bf16\).*result\[port\]"),
+        (model.get_parameters()[0].output(0), "a port names a tensor"),
+        (model.get_results()[0].input(0), "a port names a tensor"),
+        (model.get_parameters()[0], "a port names a tensor"),
+        (request, r"InferRequest.*get_output_tensor"),
+        (compiled, r"CompiledModel.*compiled_model\(inputs\)"),
+        (model, r"Model.*compile_model"),
+    ]
+    for x, text in cases:
+        with pytest.raises(DatalessTensorError, match=text):
+            ovtensor.to_numpy(x)
+        assert ovtensor.tree_to_numpy([x])[0] is x
+
+
+class Remote:
+    """The structure of a remote tensor, whose device this machine does not have."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def get_shape(self):
+        return self.source.shape
+
+    def copy_to(self, target):
+        self.source.copy_to(target)
+
+
+class TypedRemote(Remote):
+    def get_element_type(self):
+        return self.source.element_type
+
+
+def test_remote_tensors():
+    from ovtensor._routes.openvino_objects import ROUTE
+
+    assert ovtensor._registry.route_for(ov.RemoteTensor) is ROUTE
+    x, _ = tensor("bf16", (2, 3))
+    found = ROUTE.read(TypedRemote(x))
+    np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
+    untyped = type("RemoteTensor", (Remote,), {})(x)
+    with pytest.raises(ConversionError, match=r"remote\.copy_to\(host\)"):
+        ROUTE.read(untyped)
+
+
+def test_what_openvino_itself_gets_wrong_is_still_so():
+    """If one of these fails OpenVINO has changed, and a guard may be retired."""
+    x, _ = tensor("bf16", (3,))
+    assert x.data.dtype == np.float16
+    assert np.asarray(x).dtype == object
+    assert not hasattr(x, "__dlpack__")
+    big = ov.Tensor(np.ones(1, ">f4"))
+    assert big.data[0] != 1
+    assert ovtensor.to_openvino(np.ones(1, ">f4")).data[0] == 1
+    constant = ops.constant(np.ones(1, np.float16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.asarray(constant).dtype != np.float16
+
+
+def test_float_arrays_reach_a_bf16_input_as_bf16(single):
+    request = single.create_infer_request()
+    request.infer(ovtensor.to_openvino(VALUES))
+    out = request.get_output_tensor()
+    np.testing.assert_array_equal(ovtensor.to_numpy(out), VALUES)
+    given = ovtensor.to_openvino(VALUES, dtype="bfloat16")
+    assert given.element_type == ov.Type.bf16
+    np.testing.assert_array_equal(given.data.view(np.uint16), out.data.view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (np.ones(2, np.complex64), "OpenVINO has no complex64.*complex"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), "mask.*filled"),
+    ],
+    ids=["complex", "masked"],
+)
+def test_what_openvino_cannot_hold(x, text):
+    with pytest.raises(ConversionError, match=text):
+        ovtensor.to_openvino(x)
+
+
+def test_fnuz_floats_come_as_float32():
+    x = torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fnuz)
+    out = ovtensor.to_openvino(x)
+    assert out.element_type == ov.Type.f32
+    np.testing.assert_array_equal(out.data, [1.5, -2])
+
+
+def test_packed_needs_a_copy_and_a_dimension():
+    with pytest.raises(ConversionError, match="drop copy=False"):
+        ovtensor.to_openvino(np.arange(4, dtype=np.uint8), dtype="uint4", copy=False)
+    with pytest.raises(ConversionError, match="no uint4 of no dimension"):
+        ovtensor.to_openvino(np.uint8(3), dtype="uint4")

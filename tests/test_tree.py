@@ -1,0 +1,147 @@
+"""Nested structures: kept, with the tensors in them converted."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import types
+import warnings
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from PIL import Image
+
+import ovtensor
+from ovtensor.errors import ConversionError
+
+CONVERT = {
+    "numpy": (ovtensor.tree_to_numpy, np.ndarray),
+    "torch": (ovtensor.tree_to_torch, torch.Tensor),
+    "openvino": (ovtensor.tree_to_openvino, ov.Tensor),
+}
+Point = collections.namedtuple("Point", "x label")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    latents: object
+    steps: int = 4
+    hidden: object = dataclasses.field(default=None, init=False)
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    latents: object
+
+
+class Names(list):
+    pass
+
+
+@pytest.fixture(params=CONVERT)
+def convert(request):
+    return CONVERT[request.param]
+
+
+def test_structure_is_kept_and_the_rest_untouched(convert):
+    function, wanted = convert
+    x, picture, marker = torch.ones(2, 3), Image.new("L", (1, 1)), object()
+    default = collections.defaultdict(list, a=x)
+    tree = {
+        "list": [x, 1, "text", None, 2.5, True, b"raw", picture, marker, torch.float32],
+        "tuple": (x, np.ones(2), ov.Tensor(np.ones(2))),
+        "named": Point(x, "here"),
+        "frozen": Frozen(x),
+        "slotted": Slotted([x]),
+        "ordered": collections.OrderedDict(b=x, a=1),
+        "default": default,
+        "proxy": types.MappingProxyType({"a": x}),
+        "names": Names([x]),
+        "shape": x.shape,
+        7: {"deep": [[({"er": x},)]]},
+    }
+    out = function(tree)
+    assert list(out) == list(tree)
+    assert isinstance(out["list"][0], wanted)
+    for new, old in zip(out["list"][1:], tree["list"][1:], strict=True):
+        assert new is old
+    assert [type(item) for item in out["tuple"]] == [wanted] * 3
+    assert type(out["named"]) is Point
+    assert isinstance(out["named"].x, wanted)
+    assert type(out["frozen"]) is Frozen
+    assert isinstance(out["frozen"].latents, wanted)
+    assert (out["frozen"].steps, out["frozen"].hidden) == (4, None)
+    assert isinstance(out["slotted"].latents[0], wanted)
+    assert list(out["ordered"]) == ["b", "a"]
+    assert type(out["ordered"]) is collections.OrderedDict
+    assert out["default"]["missing"] == []
+    assert isinstance(out["default"]["a"], wanted)
+    assert isinstance(out["proxy"]["a"], wanted)
+    assert type(out["names"]) is Names
+    assert isinstance(out["names"][0], wanted)
+    assert out["shape"] is tree["shape"]
+    assert isinstance(out[7]["deep"][0][0][0]["er"], wanted)
+    assert tree["list"][0] is x
+    assert tree["frozen"].latents is x
+    assert "missing" not in default
+
+
+def test_model_outputs(convert):
+    function, wanted = convert
+    from diffusers.models.autoencoders.vae import DecoderOutput
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    out = function(DecoderOutput(sample=torch.ones(1, 2)))
+    assert type(out) is DecoderOutput
+    assert isinstance(out.sample, wanted)
+    assert isinstance(out["sample"], wanted)
+    given = BaseModelOutputWithPooling(
+        last_hidden_state=torch.ones(1, 2), hidden_states=(torch.ones(1), torch.zeros(1))
+    )
+    out = function(given)
+    assert type(out) is BaseModelOutputWithPooling
+    assert out.pooler_output is None
+    assert isinstance(out.last_hidden_state, wanted)
+    assert [type(item) for item in out.hidden_states] == [wanted] * 2
+    assert isinstance(given.last_hidden_state, torch.Tensor)
+
+
+def test_return_types_of_torch():
+    out = ovtensor.tree_to_numpy(torch.ones(3).sort())
+    assert type(out).__name__ == "sort"
+    assert isinstance(out.values, np.ndarray)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensordicts(need, convert):
+    tensordict = need("tensordict")
+    function, wanted = convert
+    tree = tensordict.TensorDict({"a": torch.ones(2, 3), "b": {"c": torch.zeros(2)}}, [2])
+    out = function(tree)
+    assert type(out) is dict
+    assert isinstance(out["a"], wanted)
+    assert isinstance(out["b"]["c"], wanted)
+
+
+def test_tensors_at_the_root_and_options(convert):
+    function, wanted = convert
+    x = torch.ones(2)
+    assert isinstance(function(x), wanted)
+    assert function(5) == 5
+    out = function([x], dtype="float16", copy=True)[0]
+    assert ovtensor.to_numpy(out).dtype == np.float16
+
+
+def test_ragged_tensors_part_by_part():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        parts = ovtensor.tree_to_numpy(ragged.unbind())
+    assert [part.shape for part in parts] == [(2,), (3,)]
+
+
+def test_one_bad_tensor_fails_the_tree():
+    with pytest.raises(ConversionError, match="meta"):
+        ovtensor.tree_to_numpy({"a": [torch.ones(1), torch.ones(1, device="meta")]})
