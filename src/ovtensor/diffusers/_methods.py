@@ -186,16 +186,26 @@ def ldm3d_postprocess(
     -------
     tuple
         ``(colours, depth)``; for ``"uint8"``, arrays ``(batch, height, width, 3)`` of uint8 and
-        ``(batch, height, width)`` of the pixels of diffusers' depth pictures.
+        ``(batch, height, width)`` of uint16: the fourth channel times 65535, or the fifth and
+        sixth as its high and low byte.
     """
     batch = Batch.of(image, do_denormalize, self.config.do_normalize)
     if not all(map(_pixels.looks_finite, batch.images)):
         _nonfinite.report(batch.images, _policy(self, nonfinite))
     if output_type != "uint8":
         return _ldm3d_postprocess(self, _whole(batch), output_type, do_denormalize)
-    colours = Batch(tuple(i[:3] for i in batch.images), None, batch.denormalize)
-    _, depth = _ldm3d_postprocess(self, _whole(batch), "pil", do_denormalize)
-    return _outputs.to_uint8(colours)[0], np.stack([np.asarray(picture) for picture in depth])
+    channels = batch.same_shape("uint8")[0]
+    if channels not in (4, 6):
+        raise InputError(f"got {channels} channels, wanted 4 or 6: three of colour and the depth")
+    colours, depth = (
+        Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
+        for part in (slice(3), slice(3, None))
+    )
+    pixels = _outputs.to_uint8(colours)[0]
+    if channels == 4:
+        return pixels, (_outputs.to_array(depth)[0][..., 0] * 65535.0).astype(np.uint16)
+    high_and_low = _outputs.to_uint8(depth)[0][..., 1:].astype(np.uint16)
+    return pixels, high_and_low[..., 0] * np.uint16(256) + high_and_low[..., 1]
 
 
 def ldm3d_preprocess(self: Any, rgb: Any, depth: Any, *args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
         mode = _mode(image.shape[0])
         # Pillow copies RGB into pixels of four bytes; of other modes it may keep what it is given.
         if scratch is None or mode != "RGB" or scratch.shape != image.shape:
-            scratch = torch.empty_like(image, dtype=torch.uint8, device="cpu")
+            scratch = _bytes_like(image)
         finite = _pixels.to_bytes(image.cpu(), scratch, denormalize=denormalize) and finite
         pictures.append(_picture(scratch.numpy(), mode))
     return pictures, finite
@@ -112,6 +112,15 @@ def array_to_pil(images: np.ndarray[Any, Any]) -> tuple[list[Image.Image], bool]
     return pictures, finite
 
 
+def _bytes_like(image: torch.Tensor) -> torch.Tensor:
+    """Allocate bytes for `image`: channels-last if it is, else planar."""
+    channels, height, width = image.shape
+    if image.permute(1, 2, 0).is_contiguous() and channels > 1:
+        rows = torch.empty(height, width, channels, dtype=torch.uint8, device="cpu")
+        return rows.permute(2, 0, 1)
+    return torch.empty(image.shape, dtype=torch.uint8, device="cpu")
+
+
 def _fill_unit(batch: Batch, out: torch.Tensor) -> bool:
     finite = True
     for image, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
@@ -133,10 +142,11 @@ def _mode(channels: int) -> str:
 
 def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
     """Hand bytes ``(channels, height, width)``, planar or channels-last, to Pillow."""
-    _, height, width = pixels.shape
-    if pixels.flags.c_contiguous:
-        bands = [
-            Image.frombuffer("L", (width, height), plane, "raw", "L", 0, 1) for plane in pixels
-        ]
-        return bands[0] if mode == "L" else Image.merge(mode, bands)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    channels, height, width = pixels.shape
+    if channels > 1 and not pixels.flags.c_contiguous:
+        return Image.fromarray(pixels.transpose(1, 2, 0))
+    bands = [
+        Image.frombuffer("L", (width, height), plane.reshape(-1), "raw", "L", 0, 1)
+        for plane in pixels
+    ]
+    return bands[0] if mode == "L" else Image.merge(mode, bands)
