@@ -26,6 +26,8 @@ _LAZY = {
     "sdxl_pipeline": "ovtensor.sdxl",
     "tiny_sdxl_path": "ovtensor.models",
     "diffusers": "ovtensor.diffusers",
+    "is_patched": "ovtensor.diffusers",
+    "patch_diffusers": "ovtensor.diffusers",
     "errors": "ovtensor.errors",
 }
 
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from ovtensor._tree import tree_to_numpy as tree_to_numpy
     from ovtensor._tree import tree_to_openvino as tree_to_openvino
     from ovtensor._tree import tree_to_torch as tree_to_torch
+    from ovtensor.diffusers import is_patched as is_patched
+    from ovtensor.diffusers import patch_diffusers as patch_diffusers
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline

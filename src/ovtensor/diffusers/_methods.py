@@ -1,0 +1,311 @@
+"""The methods of diffusers' image processors, once more and faster, as plain functions.
+
+:mod:`ovtensor.diffusers.image_processor` builds subclasses from them and
+:mod:`ovtensor.diffusers.install` puts them into diffusers' own classes; `self` is any processor.
+What a subclass of somebody else overrides is respected: then diffusers' own code runs, around it.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import image_processor as stock
+from diffusers.utils import pil_utils
+from diffusers.video_processor import VideoProcessor
+
+from ovtensor.diffusers import _nonfinite, _outputs, _pixels
+from ovtensor.diffusers._batch import Batch, as_tensor, for_preprocess
+from ovtensor.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+# diffusers' own functions, held from before any patch.
+_postprocess = stock.VaeImageProcessor.postprocess
+_preprocess = stock.VaeImageProcessor.preprocess
+_denormalize = stock.VaeImageProcessor.denormalize
+_denormalize_conditionally = stock.VaeImageProcessor._denormalize_conditionally  # noqa: SLF001
+_pt_to_numpy = stock.VaeImageProcessor.pt_to_numpy
+_numpy_to_pil = stock.VaeImageProcessor.numpy_to_pil
+_ldm3d_postprocess = stock.VaeImageProcessorLDM3D.postprocess
+_ldm3d_preprocess = stock.VaeImageProcessorLDM3D.preprocess
+_ldm3d_numpy_to_pil = stock.VaeImageProcessorLDM3D.numpy_to_pil
+_inpaint_preprocess = stock.InpaintProcessor.preprocess
+_preprocess_video = VideoProcessor.preprocess_video
+_postprocess_video = VideoProcessor.postprocess_video
+_downsample = stock.IPAdapterMaskProcessor.downsample
+# Copies, because a patch changes the code inside of these two functions.
+_plain_pt_to_pil = types.FunctionType(pil_utils.pt_to_pil.__code__, vars(pil_utils))
+_plain_numpy_to_pil = types.FunctionType(pil_utils.numpy_to_pil.__code__, vars(pil_utils))
+
+_OUTPUTS = {
+    "pil": _outputs.to_pil,
+    "uint8": _outputs.to_uint8,
+    "np": _outputs.to_array,
+    "pt": _outputs.to_tensor,
+}
+
+
+def postprocess(
+    self: Any,
+    image: Any,
+    output_type: str = "pil",
+    do_denormalize: Sequence[bool] | None = None,
+    *,
+    nonfinite: str | None = None,
+) -> Any:
+    """Turn decoded images into pictures, arrays or tensors.
+
+    Parameters
+    ----------
+    image : tensor-like or list of tensor-like
+        Whatever `ovtensor.to_torch` reads: ``(batch, channels, height, width)``, or a list of such
+        or of ``(channels, height, width)``; of any real dtype, with values in [-1, 1] where they
+        are denormalized, else in [0, 1]. Not modified.
+    output_type : {"pil", "np", "pt", "latent", "uint8"}
+        ``"uint8"`` is a ``(batch, height, width, channels)`` array for an encoder; the others are
+        those of diffusers.
+    do_denormalize : sequence of bool, optional
+        For each image; None takes ``config.do_normalize`` for all.
+    nonfinite : {"raise", "warn", "ignore"}, optional
+        What NaN or infinity does. None takes, in this order, the processor's own attribute
+        ``nonfinite``, the argument of `patch_diffusers`, the environment variable
+        ``OVTENSOR_NONFINITE`` and ``"raise"``.
+
+    Returns
+    -------
+    list of PIL.Image.Image, numpy.ndarray or torch.Tensor
+        Every value as diffusers computes it. The caller owns it, with diffusers' two exceptions:
+        ``"latent"``, and ``"pt"`` or ``"np"`` of images that are not denormalized, can be the
+        caller's own memory.
+
+    Raises
+    ------
+    DatalessTensorError
+        If a tensor has shape and dtype but no values: fake or meta.
+    NonFiniteError
+        If a value is NaN or infinite and the policy is ``"raise"``.
+    InputError
+        If the batch is empty or of a wrong shape.
+    """
+    if output_type == "latent":
+        return image if isinstance(image, torch.Tensor) else _merged(image)
+    if output_type == "pt" and _needs_gradient(image):
+        return _postprocess(self, image, output_type, do_denormalize)
+    batch = Batch.of(image, do_denormalize, self.config.do_normalize)
+    policy = _policy(self, nonfinite)
+    convert = _OUTPUTS.get(output_type)
+    if convert is None or _has_hooks_of_its_own(self):
+        _nonfinite.report(batch.images, policy)
+        return _around_hooks(self, batch, output_type, do_denormalize)
+    converted, looks_finite = convert(batch)
+    if not looks_finite:
+        _nonfinite.report(batch.images, policy)
+    return converted
+
+
+def preprocess(self: Any, image: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Prepare images for a model as diffusers does, from any tensor-like object.
+
+    Parameters
+    ----------
+    image : tensor-like, PIL.Image.Image, or a list of such
+        Tensors are ``(batch, channels, height, width)``, NumPy arrays
+        ``(batch, height, width, channels)``, both in [0, 1].
+    *args, **kwargs
+        Those of diffusers' `preprocess`.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, channels, height, width)``, in [-1, 1] if the config says ``do_normalize``.
+    """
+    prepared: torch.Tensor = _preprocess(self, for_preprocess(image), *args, **kwargs)
+    return prepared
+
+
+def denormalize(images: Any) -> Any:
+    """Map [-1, 1] to [0, 1] and clamp; the result has the dtype of `images` and its own memory."""
+    if (
+        type(images) is not torch.Tensor
+        or images.device.type == "meta"
+        or not images.dtype.is_floating_point
+        or _needs_gradient(images)
+    ):
+        return _denormalize(images)
+    half = torch.tensor(0.5, dtype=images.dtype, device="cpu")
+    return torch.add(half, images, alpha=0.5).clamp_(0, 1)
+
+
+def pt_to_numpy(images: Any) -> np.ndarray[Any, Any]:
+    """Turn ``(batch, channels, height, width)`` into a float32 array with the channels last."""
+    array: np.ndarray[Any, Any] = _pt_to_numpy(as_tensor(images))
+    return array
+
+
+def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """Turn ``(batch, height, width, channels)`` in [0, 1] into pictures; see `postprocess`."""
+    return _array_to_pil(images, _numpy_to_pil)
+
+
+def ldm3d_numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """Turn the colours of ``(batch, height, width, 4 or 6)`` into pictures."""
+    return _array_to_pil(images, _ldm3d_numpy_to_pil, channels=3)
+
+
+def plain_numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """Do the work of ``diffusers.utils.pil_utils.numpy_to_pil``."""
+    return _array_to_pil(images, _plain_numpy_to_pil)
+
+
+def plain_pt_to_pil(images: Any) -> list[Image.Image]:
+    """Do the work of ``diffusers.utils.pil_utils.pt_to_pil`` on any tensor-like batch."""
+    batch = Batch.of(images, None, default=True)
+    pictures, looks_finite = _outputs.to_pil(batch)
+    if not looks_finite:
+        _nonfinite.report(batch.images, _nonfinite.policy_in_force())
+    return pictures
+
+
+def ldm3d_postprocess(
+    self: Any,
+    image: Any,
+    output_type: str = "pil",
+    do_denormalize: Sequence[bool] | None = None,
+    *,
+    nonfinite: str | None = None,
+) -> Any:
+    """Turn decoded images of 4 or 6 channels into pairs of colours and depth; see `postprocess`.
+
+    Returns
+    -------
+    tuple
+        ``(colours, depth)``; for ``"uint8"``, arrays ``(batch, height, width, 3)`` of uint8 and
+        ``(batch, height, width)`` of uint16: the fourth channel times 65535, or the fifth and
+        sixth as its high and low byte.
+    """
+    batch = Batch.of(image, do_denormalize, self.config.do_normalize)
+    if not all(map(_pixels.looks_finite, batch.images)):
+        _nonfinite.report(batch.images, _policy(self, nonfinite))
+    if output_type != "uint8":
+        return _ldm3d_postprocess(self, _whole(batch), output_type, do_denormalize)
+    channels = batch.same_shape("uint8")[0]
+    if channels not in (4, 6):
+        raise InputError(f"got {channels} channels, wanted 4 or 6: three of colour and the depth")
+    colours, depth = (
+        Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
+        for part in (slice(3), slice(3, None))
+    )
+    pixels = _outputs.to_uint8(colours)[0]
+    if channels == 4:
+        return pixels, (_outputs.to_array(depth)[0][..., 0] * 65535.0).astype(np.uint16)
+    high_and_low = _outputs.to_uint8(depth)[0][..., 1:].astype(np.uint16)
+    return pixels, high_and_low[..., 0] * np.uint16(256) + high_and_low[..., 1]
+
+
+def ldm3d_preprocess(self: Any, rgb: Any, depth: Any, *args: Any, **kwargs: Any) -> Any:
+    """Prepare colours and depth as diffusers does, from any array-like object."""
+    return _ldm3d_preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
+
+
+def inpaint_preprocess(self: Any, image: Any, mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Prepare an image and its mask as diffusers does, from any tensor-like object."""
+    return _inpaint_preprocess(self, for_preprocess(image), for_preprocess(mask), *args, **kwargs)
+
+
+def preprocess_video(self: Any, video: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Prepare videos as diffusers does, from any tensor-like object."""
+    prepared: torch.Tensor = _preprocess_video(self, for_preprocess(video), *args, **kwargs)
+    return prepared
+
+
+def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: Any) -> Any:
+    """Turn decoded videos ``(batch, channels, frames, height, width)`` into frames.
+
+    Parameters
+    ----------
+    video : tensor-like
+        Whatever `ovtensor.to_torch` reads.
+    output_type : {"np", "pt", "pil", "uint8"}
+        ``"uint8"`` is an array ``(batch, frames, height, width, channels)``.
+    **kwargs
+        Those of `postprocess`.
+
+    Returns
+    -------
+    numpy.ndarray, torch.Tensor, or list of lists of PIL.Image.Image
+        As in diffusers, ``(batch, frames, ...)``.
+    """
+    tensor = video if _needs_gradient(video) else as_tensor(video)
+    if tensor.ndim != 5 or tensor.numel() == 0:
+        raise InputError(
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)}, wanted videos (batch, channels, "
+            "frames, height, width) with no dimension of 0; index one video with [None]"
+        )
+    if output_type != "uint8":
+        return _postprocess_video(self, tensor, output_type, **kwargs)
+    frames = [self.postprocess(one.permute(1, 0, 2, 3), "uint8", **kwargs) for one in tensor]
+    return np.stack(frames) if len(frames) > 1 else frames[0][None]
+
+
+def downsample(mask: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Shrink a mask for attention as diffusers does, from any tensor-like object."""
+    result: torch.Tensor = _downsample(for_preprocess(mask), *args, **kwargs)
+    return result
+
+
+def _has_hooks_of_its_own(processor: Any) -> bool:
+    """Tell whether a subclass changed one of the steps that `postprocess` does in one go."""
+    cls = type(processor)
+    return not (
+        cls._denormalize_conditionally is _denormalize_conditionally
+        and processor.denormalize in (_denormalize, denormalize)
+        and processor.pt_to_numpy in (_pt_to_numpy, pt_to_numpy)
+        and processor.numpy_to_pil in (_numpy_to_pil, numpy_to_pil)
+    )
+
+
+def _around_hooks(
+    self: Any, batch: Batch, output_type: str, do_denormalize: Sequence[bool] | None
+) -> Any:
+    if output_type != "uint8":
+        return _postprocess(self, _whole(batch), output_type, do_denormalize)
+    pictures = _postprocess(self, _whole(batch), "pil", do_denormalize)
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return pixels if pixels.ndim == 4 else pixels[..., None]
+
+
+def _array_to_pil(images: Any, original: Any, channels: int | None = None) -> list[Image.Image]:
+    regular = isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.size > 0
+    if not regular or images.dtype.kind != "f" or not 1 <= images.shape[-1] <= 6:
+        pictures: list[Image.Image] = original(images)  # its answer, or its error
+        return pictures
+    images = images if images.ndim == 4 else images[None]
+    seen = images if images.shape[-1] == 1 else images[..., :channels]
+    pictures, looks_finite = _outputs.array_to_pil(seen)
+    if not looks_finite:
+        planes = torch.from_numpy(np.array(seen.transpose(0, 3, 1, 2)))
+        _nonfinite.report(planes.unbind(0), _nonfinite.policy_in_force())
+    return pictures
+
+
+def _policy(processor: Any, argument: str | None) -> _nonfinite.Policy:
+    own = getattr(processor, "nonfinite", None)
+    return _nonfinite.policy_in_force(argument, own)
+
+
+def _needs_gradient(image: Any) -> bool:
+    return isinstance(image, torch.Tensor) and image.requires_grad and torch.is_grad_enabled()
+
+
+def _whole(batch: Batch) -> torch.Tensor:
+    return torch.stack(batch.images) if batch.whole is None else batch.whole
+
+
+def _merged(image: Any) -> torch.Tensor:
+    return _whole(Batch.of(image, None, default=False))

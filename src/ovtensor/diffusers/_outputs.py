@@ -1,0 +1,152 @@
+"""A batch as pictures, bytes, arrays or tensors; each also tells whether all of it looks finite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ovtensor.diffusers import _pixels
+from ovtensor.errors import InputError
+
+if TYPE_CHECKING:
+    from ovtensor.diffusers._batch import Batch
+
+__all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
+    """Make one picture of each image.
+
+    Notes
+    -----
+    One scratch image of bytes serves the whole batch; Pillow's copy of the planes into its own
+    memory is the only one. A grey picture shares its bytes with Pillow and has no copy.
+    """
+    pictures, finite = [], True
+    scratch = None
+    for image, denormalize in zip(batch.images, batch.denormalize, strict=True):
+        mode = _mode(image.shape[0])
+        # Pillow copies RGB into pixels of four bytes; of other modes it may keep what it is given.
+        if scratch is None or mode != "RGB" or scratch.shape != image.shape:
+            scratch = _bytes_like(image)
+        finite = _pixels.to_bytes(image.cpu(), scratch, denormalize=denormalize) and finite
+        pictures.append(_picture(scratch.numpy(), mode))
+    return pictures, finite
+
+
+def to_uint8(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
+    """Make one array ``(batch, height, width, channels)`` of uint8 in memory of its own."""
+    channels, height, width = batch.same_shape("uint8")
+    out = torch.empty(len(batch.images), height, width, channels, dtype=torch.uint8, device="cpu")
+    finite, planar = True, None
+    pixels = out.permute(0, 3, 1, 2)
+    for image, denormalize, target in zip(batch.images, batch.denormalize, pixels, strict=True):
+        if image.permute(1, 2, 0).is_contiguous():
+            finite = _pixels.to_bytes(image.cpu(), target, denormalize=denormalize) and finite
+            continue
+        # Bytes to planes and then planes to pixels: quicker than to scatter the wide values.
+        if planar is None:
+            planar = torch.empty(batch.images[0].shape, dtype=torch.uint8, device="cpu")
+        finite = _pixels.to_bytes(image.cpu(), planar, denormalize=denormalize) and finite
+        for channel, plane in zip(target, planar, strict=True):
+            channel.copy_(plane)
+    return out.numpy(), finite
+
+
+def to_tensor(batch: Batch) -> tuple[torch.Tensor, bool]:
+    """Make one tensor ``(batch, channels, height, width)`` of the images' own dtype and device.
+
+    Notes
+    -----
+    As in diffusers, a batch that came as one tensor and is not denormalized is returned as it is.
+    """
+    shape = batch.same_shape("pt")
+    if batch.whole is not None and not any(batch.denormalize):
+        return batch.whole, all(map(_pixels.looks_finite, batch.images))
+    first = batch.images[0]
+    dtype = first.dtype
+    if not dtype.is_floating_point and any(batch.denormalize):
+        dtype = torch.get_default_dtype()
+    if batch.whole is not None:
+        out = torch.empty_like(batch.whole, dtype=dtype)
+    else:
+        out = torch.empty((len(batch.images), *shape), dtype=dtype, device=first.device)
+    return out, _fill_unit(batch, out)
+
+
+def to_array(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
+    """Make one array ``(batch, height, width, channels)`` of float32.
+
+    Notes
+    -----
+    As in diffusers, it is a view of memory in the order of the batch, and of the caller's own
+    memory if that is float32, came as one tensor and is not denormalized.
+    """
+    shape = batch.same_shape("np")
+    if batch.whole is not None and not any(batch.denormalize):
+        whole = batch.whole.cpu().float()
+        return whole.permute(0, 2, 3, 1).numpy(), all(map(_pixels.looks_finite, batch.images))
+    if batch.whole is not None:
+        out = torch.empty_like(batch.whole, dtype=torch.float32, device="cpu")
+    else:
+        out = torch.empty((len(batch.images), *shape), dtype=torch.float32, device="cpu")
+    return out.permute(0, 2, 3, 1).numpy(), _fill_unit(batch, out)
+
+
+def array_to_pil(images: np.ndarray[Any, Any]) -> tuple[list[Image.Image], bool]:
+    """Make pictures of ``(batch, height, width, channels)``, of a floating dtype, in [0, 1]."""
+    pictures, finite = [], True
+    for image in images:
+        mode = _mode(image.shape[-1])
+        planes = image.transpose(2, 0, 1)
+        values = planes if planes.flags.c_contiguous else np.ascontiguousarray(image)
+        pixels = np.empty(values.shape, np.uint8)
+        finite = _pixels.unit_to_bytes(values.reshape(-1), pixels.reshape(-1)) and finite
+        is_planar = values is planes
+        pictures.append(_picture(pixels if is_planar else pixels.transpose(2, 0, 1), mode))
+    return pictures, finite
+
+
+def _bytes_like(image: torch.Tensor) -> torch.Tensor:
+    """Allocate bytes for `image`: channels-last if it is, else planar."""
+    channels, height, width = image.shape
+    if image.permute(1, 2, 0).is_contiguous() and channels > 1:
+        rows = torch.empty(height, width, channels, dtype=torch.uint8, device="cpu")
+        return rows.permute(2, 0, 1)
+    return torch.empty(image.shape, dtype=torch.uint8, device="cpu")
+
+
+def _fill_unit(batch: Batch, out: torch.Tensor) -> bool:
+    finite = True
+    for image, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
+        if denormalize:
+            finite = _pixels.to_unit(image.to(out.device), target) and finite
+        else:
+            finite = _pixels.looks_finite(target.copy_(image)) and finite
+    return finite
+
+
+def _mode(channels: int) -> str:
+    if channels not in _MODES:
+        raise InputError(
+            f"an image of {channels} channels has no Pillow mode: wanted 1 to 4; "
+            "pass latents through the VAE first, or ask for output_type 'np' or 'pt'"
+        )
+    return _MODES[channels]
+
+
+def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
+    """Hand bytes ``(channels, height, width)``, planar or channels-last, to Pillow."""
+    channels, height, width = pixels.shape
+    if channels > 1 and not pixels.flags.c_contiguous:
+        return Image.fromarray(pixels.transpose(1, 2, 0))
+    bands = [
+        Image.frombuffer("L", (width, height), plane.reshape(-1), "raw", "L", 0, 1)
+        for plane in pixels
+    ]
+    return bands[0] if mode == "L" else Image.merge(mode, bands)
