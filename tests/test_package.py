@@ -21,8 +21,8 @@ def python(code: str) -> str:
 
 
 def loaded_after(statement: str) -> set[str]:
-    code = f"import json, sys\n{statement}\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
-    return set(json.loads(python(code)))
+    listing = f"print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    return set(json.loads(python(f"import json, sys\n{statement}\n{listing}")))
 
 
 def test_importing_loads_no_framework():

@@ -64,9 +64,7 @@ def test_warn_returns_every_image_as_diffusers(broken, dtype, flags, payload):
         actual = VaeImageProcessor().postprocess(broken, do_denormalize=flags, nonfinite="warn")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ignored = VaeImageProcessor().postprocess(
-            broken, do_denormalize=flags, nonfinite="ignore"
-        )
+        ignored = VaeImageProcessor().postprocess(broken, do_denormalize=flags, nonfinite="ignore")
     for a, b, e in zip(actual, ignored, expected, strict=True):
         assert a.tobytes() == b.tobytes() == e.tobytes()
 

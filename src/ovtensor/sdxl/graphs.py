@@ -156,7 +156,7 @@ def unet_graph(unet: Any) -> Graph:
 
     def shortest_keys(sample: torch.Tensor, _: Any, text: torch.Tensor, *__: Any) -> int:
         height, width = (-(-side // depth) for side in sample.shape[2:])
-        return min(height * width, text.shape[1])
+        return int(min(height * width, text.shape[1]))
 
     return Graph("unet", _UNetForward(unet), tuple(inputs), shortest_keys)
 
