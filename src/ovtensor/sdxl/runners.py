@@ -22,6 +22,8 @@ from ovtensor.errors import ComponentError, OvtensorError, SessionClosedError
 from ovtensor.sdxl.spec import Backend, core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ovtensor.sdxl.graphs import Graph
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
@@ -86,7 +88,9 @@ class OpenVINORunner:
     call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
     """
 
-    def __init__(self, graph: Graph, backend: Backend) -> None:
+    def __init__(
+        self, graph: Graph, backend: Backend, announce: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.name = graph.name
         self.stats = RunnerStats()
         self._shortest_keys = graph.shortest_keys
@@ -95,9 +99,11 @@ class OpenVINORunner:
         # Each call takes a request for itself; popping and appending are atomic.
         self._idle: collections.deque[ov.InferRequest] = collections.deque()
 
+        announce(f"convert {graph.name}")
         start = time.perf_counter()
         model = convert(graph)
         self.stats.convert_seconds = time.perf_counter() - start
+        announce(f"compile {graph.name}")
         start = time.perf_counter()
         properties = {"INFERENCE_PRECISION_HINT": backend.precision, **backend.properties}
         try:

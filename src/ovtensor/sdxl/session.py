@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # The order of conversion is the order of weight, so that the largest one finds the most memory.
 COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
+_GRAPHS = {"unet": 1, "text_encoder_2": 1, "text_encoder": 1, "vae": 2}  # a VAE has two halves
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,20 +157,18 @@ class Session:
         interfaces = {
             name: torch.float32 if owned else getattr(pipe, name).dtype for name in COMPONENTS
         }
-        bar = tqdm(
-            [name for name in COMPONENTS if self._is_exchanged(name, interfaces[name])],
-            desc="components",
-            disable=_disabled(self._progress),
-            leave=False,
+        exchanged = [name for name in COMPONENTS if self._is_exchanged(name, interfaces[name])]
+        stages = sum(
+            2 * _GRAPHS[name] for name in exchanged if self._backends[name].kind == "openvino"
         )
-        for name in bar:
-            bar.set_postfix_str(name)
-            original = getattr(pipe, name)
-            stand_in = self._build(name, original, interfaces[name], undo)
-            setattr(pipe, name, stand_in)
-            if not owned:
-                undo.callback(setattr, pipe, name, original)
-            del original  # so that an owned component's torch weights can go at once
+        with tqdm(total=stages, disable=_disabled(self._progress), leave=False) as bar:
+            for name in exchanged:
+                original = getattr(pipe, name)
+                stand_in = self._build(name, original, interfaces[name], undo, bar)
+                setattr(pipe, name, stand_in)
+                if not owned:
+                    undo.callback(setattr, pipe, name, original)
+                del original  # so that an owned component's torch weights can go at once
         for name in COMPONENTS:
             self._torch_precisions.setdefault(name, _precision_of(getattr(pipe, name).dtype))
         return pipe
@@ -182,16 +181,27 @@ class Session:
         return backend.precision != "auto" and torch_dtype(backend.precision) != interface
 
     def _build(
-        self, name: str, original: Any, interface: torch.dtype, undo: contextlib.ExitStack
+        self,
+        name: str,
+        original: Any,
+        interface: torch.dtype,
+        undo: contextlib.ExitStack,
+        bar: tqdm[Any],
     ) -> Any:
         backend = self._backends[name]
         module = _with_dtype(original, torch_dtype(backend.precision))
         runners = self._runners.setdefault(name, [])
         self._torch_precisions[name] = _precision_of(torch_dtype(backend.precision))
 
+        def announce(stage: str) -> None:
+            bar.update(bool(bar.desc))  # the stage before this one is done
+            bar.set_description(stage)
+
         def run(graph: graphs.Graph) -> Runner:
             runner = (
-                OpenVINORunner(graph, backend) if backend.kind == "openvino" else TorchRunner(graph)
+                OpenVINORunner(graph, backend, announce)
+                if backend.kind == "openvino"
+                else TorchRunner(graph)
             )
             undo.callback(runner.close)
             runners.append(runner)
