@@ -22,6 +22,7 @@ _LAZY = {
     "tree_to_torch": "ovtensor._tree",
     "tree_to_openvino": "ovtensor._tree",
     "register_route": "ovtensor._registry",
+    "release_weights": "ovtensor.weights",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
     "tiny_sdxl_path": "ovtensor.models",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
+    from ovtensor.weights import release_weights as release_weights
 
 
 def __getattr__(name: str) -> Any:
