@@ -155,7 +155,7 @@ def test_a_disk_without_room_leaves_the_module_and_the_folder_as_they_were(tmp_p
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
-        with pytest.raises(OSError, match="requested|File too large"):
+        with pytest.raises(OSError, match=r"requested|File too large"):
             ovtensor.release_weights(module, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

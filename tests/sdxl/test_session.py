@@ -233,6 +233,18 @@ def test_a_pipeline_of_the_callers_keeps_its_precision():
     assert precision == {"unet": "f32", **others}
 
 
+def test_after_releasing_its_weights_a_pipeline_draws_the_same(eager_pictures):
+    """Where fake tensors in place of the weights gave `.numpy() is not supported ...`."""
+    own = load()
+    with ovtensor.sdxl_pipeline(own, unet=f32("openvino")) as pipe:
+        first = draw(pipe, SCENES[0])
+        for name in ("vae", "text_encoder", "text_encoder_2"):
+            assert ovtensor.release_weights(getattr(pipe, name)) > 0
+        np.testing.assert_array_equal(draw(pipe, SCENES[0]), first)
+    assert ovtensor.release_weights(own.unet) > 0
+    np.testing.assert_array_equal(draw(own, SCENES[0]), eager_pictures[0])
+
+
 def test_use_after_the_block():
     session = ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), progress=False)
     with pytest.raises(SessionClosedError, match="was not opened"):
