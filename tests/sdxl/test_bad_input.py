@@ -140,7 +140,7 @@ def test_sizes_that_are_not_divisible_by_eight(eager_pipeline):
 def test_what_a_compiled_graph_does_not_take_is_refused_not_dropped(eager_pipeline, tmp_path):
     with ovtensor.sdxl_pipeline(eager_pipeline, text_encoders="openvino") as pipe:
         with pytest.raises(ComponentError, match=r"cross_attention_kwargs.*unet=\"torch\""):
-            pipe("a small red circle", cross_attention_kwargs={"scale": 0.5})
+            pipe("a small red circle", cross_attention_kwargs={"gligen": {}})
         with pytest.raises(ComponentError, match=r"attention_mask.*text_encoders=\"torch\""):
             pipe.text_encoder(
                 torch.zeros(1, 77, dtype=torch.long), attention_mask=torch.ones(1, 77)

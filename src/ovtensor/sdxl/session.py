@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,9 +163,15 @@ class Session:
             2 * _GRAPHS[name] for name in exchanged if self._backends[name].kind == "openvino"
         )
         with tqdm(total=stages, disable=_disabled(self._progress), leave=False) as bar:
+            started = itertools.count()
+
+            def announce(stage: str) -> None:
+                bar.update(min(1, next(started)))  # with each but the first, another one is done
+                bar.set_description(stage)
+
             for name in exchanged:
                 original = getattr(pipe, name)
-                stand_in = self._build(name, original, interfaces[name], undo, bar)
+                stand_in = self._build(name, original, interfaces[name], undo, announce)
                 setattr(pipe, name, stand_in)
                 if not owned:
                     undo.callback(setattr, pipe, name, original)
@@ -186,16 +193,12 @@ class Session:
         original: Any,
         interface: torch.dtype,
         undo: contextlib.ExitStack,
-        bar: tqdm[Any],
+        announce: Callable[[str], None],
     ) -> Any:
         backend = self._backends[name]
         module = _with_dtype(original, torch_dtype(backend.precision))
         runners = self._runners.setdefault(name, [])
         self._torch_precisions[name] = _precision_of(torch_dtype(backend.precision))
-
-        def announce(stage: str) -> None:
-            bar.update(bool(bar.desc))  # the stage before this one is done
-            bar.set_description(stage)
 
         def run(graph: graphs.Graph) -> Runner:
             runner = (
