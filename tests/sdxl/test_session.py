@@ -10,7 +10,8 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionXLImg2ImgPipeline
+from PIL import Image
 
 import ovtensor
 import shapes
@@ -155,6 +156,43 @@ def test_schedulers_callbacks_and_output_types_work_as_in_diffusers(eager_pipeli
     assert [step for step, _ in steps] == [0, 1, 2]
     for (_, one), (_, two) in zip(steps, expected_steps, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-3)
+
+
+def test_image_to_image_embeddings_and_tiling_are_diffusers_own(eager_pipeline, eager_pictures):
+    def from_image(pipe):
+        task = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+        task.set_progress_bar_config(disable=True)
+        options = {"image": Image.fromarray(eager_pictures[0]), "strength": 0.6}
+        return draw(task, SCENES[2], num_inference_steps=10, **options)
+
+    def from_long_embeddings(pipe):
+        text, negative, pooled, negative_pooled = pipe.encode_prompt(SCENES[1].prompt)
+        options = {
+            "prompt_embeds": torch.cat([text, text], dim=1),
+            "negative_prompt_embeds": torch.cat([negative, negative], dim=1),
+            "pooled_prompt_embeds": pooled,
+            "negative_pooled_prompt_embeds": negative_pooled,
+            "generator": torch.Generator().manual_seed(0),
+        }
+        return np.asarray(pipe(num_inference_steps=3, **options).images[0])
+
+    def in_tiles(pipe):
+        pipe.vae.enable_tiling()
+        pipe.vae.enable_slicing()
+        try:
+            return draw(pipe, SCENES[3], num_inference_steps=2, width=256, height=192)
+        finally:
+            pipe.vae.disable_tiling()
+            pipe.vae.disable_slicing()
+
+    ways = (from_image, from_long_embeddings, in_tiles)
+    expected = [way(eager_pipeline) for way in ways]
+    with ovtensor.sdxl_pipeline(
+        eager_pipeline, unet=f32("openvino"), vae=f32("openvino"), text_encoders=f32("openvino")
+    ) as pipe:
+        results = [way(pipe) for way in ways]
+    for result, eager in zip(results, expected, strict=True):
+        assert np.abs(result.astype(int) - eager.astype(int)).max() <= 2
 
 
 def test_results_are_owned_by_the_caller():
