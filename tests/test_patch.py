@@ -36,7 +36,10 @@ def test_raw_entries_come_back_exactly():
     owner = make_owner()
     before = entries(owner)
     patch = Patch(
-        [Swap(owner, "shape", staticmethod(lambda: "new")), Swap(owner, "colour", lambda self: "new")]
+        [
+            Swap(owner, "shape", staticmethod(lambda: "new")),
+            Swap(owner, "colour", lambda self: "new"),
+        ]
     )
     patch.apply()
     assert (owner.shape(), owner().shape(), owner().colour()) == ("new", "new", "new")

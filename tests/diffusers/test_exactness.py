@@ -257,6 +257,12 @@ def test_the_family_keeps_the_config():
 def test_preprocess_is_diffusers_own():
     picture = Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3))
     tensor = torch.rand(1, 3, 8, 8)
-    for image in (picture, [picture], tensor, [tensor[0]], np.random.default_rng(0).random((8, 8, 3))):
+    for image in (
+        picture,
+        [picture],
+        tensor,
+        [tensor[0]],
+        np.random.default_rng(0).random((8, 8, 3)),
+    ):
         expected = stock.VaeImageProcessor().preprocess(image)
         assert torch.equal(ours.VaeImageProcessor().preprocess(image), expected)
