@@ -48,7 +48,7 @@ def test_the_error_says_what_where_why_and_the_cure(broken, dtype, output_type, 
 
 
 def test_one_image_and_nothing_finite():
-    with pytest.raises(NonFiniteError, match="image 0 of a batch of 1.*no value is finite"):
+    with pytest.raises(NonFiniteError, match=r"image 0 of a batch of 1.*no value is finite"):
         VaeImageProcessor().postprocess(torch.full((1, 3, 4, 4), NAN))
 
 
