@@ -222,7 +222,7 @@ def test_many_threads_get_the_same():
                 if array.dtype != values.dtype or not np.array_equal(array, values):
                     wrong.append(array)
 
-    ovtensor._registry.by_type.clear()
+    ovtensor._registry.forget_types()
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()

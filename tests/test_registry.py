@@ -23,9 +23,9 @@ SOURCE = Path(ovtensor.__file__).parent.parent
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     monkeypatch.setattr(_registry, "_registered", [])
-    _registry.by_type.clear()
+    _registry.forget_types()
     yield
-    _registry.by_type.clear()
+    _registry.forget_types()
 
 
 class Box:

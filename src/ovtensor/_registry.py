@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "QuickRoute",
     "Route",
     "Unwrap",
-    "by_type",
+    "forget_types",
     "host",
+    "quick_by_type",
     "read",
     "register_route",
     "route_for",
@@ -51,6 +53,14 @@ class Route(Protocol):
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what is known about `x` without reading its values."""
+
+
+@runtime_checkable
+class QuickRoute(Route, Protocol):
+    """A route that has a short way for the call which asks for nothing but an array."""
+
+    def quick(self, x: Any, /) -> np.ndarray[Any, Any] | None:
+        """Give what ``to_numpy(x)`` shall return, or None if anything about `x` is special."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +157,8 @@ _PROTOCOLS = _own("protocols", "any.type")[0]
 _registered: list[_Entry] = []
 _lock = threading.Lock()
 # Read without the lock: one lookup in a dict is atomic.
-by_type: dict[type, Route] = {}
+_by_type: dict[type, Route] = {}
+quick_by_type: dict[type, Callable[[Any], np.ndarray[Any, Any] | None]] = {}
 
 
 def route_for(cls: type) -> Route | None:
@@ -156,7 +167,7 @@ def route_for(cls: type) -> Route | None:
     The nearest base class wins; among equals what was registered last, then a plug-in, then
     this library.
     """
-    if (hit := by_type.get(cls)) is not None:
+    if (hit := _by_type.get(cls)) is not None:
         return hit
     with _lock:
         registered = tuple(_registered)
@@ -168,14 +179,22 @@ def route_for(cls: type) -> Route | None:
     route = best[1].load() if best else _protocol_route(cls)
     with _lock:
         if route is not None and registered == tuple(_registered):
-            by_type[cls] = route
+            if isinstance(route, QuickRoute):
+                quick_by_type[cls] = route.quick
+            _by_type[cls] = route
     return route
+
+
+def forget_types() -> None:
+    """Look every type up anew; what follows from the registered routes is cached, and only that."""
+    _by_type.clear()
+    quick_by_type.clear()
 
 
 def read(x: Any) -> np.ndarray[Any, Any] | HostArray:
     """Find the values of `x` through the route of its type."""
     cls = type(x)
-    route = by_type.get(cls) or route_for(cls)
+    route = _by_type.get(cls) or route_for(cls)
     if route is None:
         raise ConversionError(
             f"{qualified_name(cls)} is no tensor, array or number; "
@@ -232,7 +251,7 @@ def register_route(type_or_qualified_name: type | str, route: Route | Callable[[
         entry = _TypeEntry(type_or_qualified_name, lambda: ready)
     with _lock:
         _registered.insert(0, entry)
-        by_type.clear()
+        forget_types()
 
 
 class _TypeEntry(_Entry):
