@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ovtensor
 from ovtensor.errors import InputError, OvtensorError
@@ -53,12 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is there for those who ask with ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ovtensor", description=ovtensor.__doc__.splitlines()[0])
+    parser = _Parser(prog="ovtensor", description=ovtensor.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"ovtensor {ovtensor.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--device", default="CPU", help="OpenVINO device (default: CPU)")
     common.add_argument("--quiet", action="store_true", help="no progress bars")
 
