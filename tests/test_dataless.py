@@ -155,11 +155,14 @@ def test_compile_without_fullgraph_falls_back_to_true_values():
     np.testing.assert_array_equal(slow, plain.T)
 
 
-def test_masks_of_attention_hold_no_values():
-    from torch.nn.attention.bias import causal_lower_right
+@pytest.mark.parametrize("name", ["causal_upper_left", "causal_lower_right"])
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3)])
+def test_masks_of_attention_hold_no_values(name, shape):
+    from torch.nn.attention import bias
 
-    with pytest.raises(ConversionError, match=r"CausalBias.*holds none.*tril"):
-        ovtensor.to_numpy(causal_lower_right(4, 4))
+    for convert in (ovtensor.to_numpy, ovtensor.to_torch, ovtensor.to_openvino):
+        with pytest.raises(ConversionError, match=r"CausalBias.*holds none.*tril"):
+            convert(getattr(bias, name)(*shape))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -170,7 +173,12 @@ def test_the_garbage_is_still_real():
         garbage = x.numpy()
     assert garbage.ctypes.data != x.data_ptr()
     assert freed(10, 16).numpy().nbytes == 40
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    assert np.from_dlpack(fake).shape == (6,)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        masked = torch.masked.masked_tensor(x, x > 2)
+        assert type(np.from_dlpack(masked)) is np.ndarray
         negative = torch.tensor([1 + 2j]).conj().imag
     assert np.from_dlpack(negative.detach())[0] == 2  # the true value is -2

@@ -154,6 +154,36 @@ def test_memory_of_a_request_is_copied_unless_asked(compiled):
     np.testing.assert_array_equal(view, VALUES * 10 + 1)
 
 
+def test_copies_outlive_a_larger_inference_and_another_shape(compiled):
+    """OpenVINO frees the memory of the smaller result."""
+    request = compiled.create_infer_request()
+    shared = request.infer(VALUES, share_outputs=True)[1]
+    kept = [
+        convert(given)
+        for convert in (ovtensor.to_numpy, ovtensor.to_torch, ovtensor.to_openvino)
+        for given in (shared, request.get_output_tensor(1))
+    ]
+    tree = ovtensor.tree_to_numpy(request.results)
+    reshaped = ov.Tensor(np.ones(4, np.float32))
+    before = ovtensor.to_numpy(reshaped)
+    reshaped.shape = [1 << 20]
+    request.infer(np.zeros((1 << 12, 4), np.float32), share_outputs=True)
+    for copy in kept:
+        np.testing.assert_array_equal(ovtensor.to_numpy(copy), VALUES + 1)
+    np.testing.assert_array_equal(list(tree.values())[1], VALUES + 1)
+    np.testing.assert_array_equal(before, [1, 1, 1, 1])
+
+
+def test_a_constant_of_a_region_of_interest():
+    """OpenVINO ignores the region's strides; what to_openvino gives has none."""
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    roi = ov.Tensor(ov.Tensor(whole), ov.Coordinate([1, 2]), ov.Coordinate([3, 5]))
+    garbled = ov.op.Constant(roi, shared_memory=False)
+    assert not np.array_equal(garbled.data, whole[1:3, 2:5])
+    constant = ov.op.Constant(ovtensor.to_openvino(roi), shared_memory=False)
+    np.testing.assert_array_equal(ovtensor.to_numpy(constant), whole[1:3, 2:5])
+
+
 def test_shared_bfloat16_results_are_seen_through(compiled):
     shared = compiled.create_infer_request().infer(VALUES, share_outputs=True)[0]
     assert shared.dtype == np.float16  # what OpenVINO says

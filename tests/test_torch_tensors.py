@@ -178,10 +178,19 @@ def test_nested_tensors():
                 ovtensor.to_numpy(ragged)
 
 
-def test_an_unknown_element_type_is_named():
-    x = torch.zeros(2, dtype=torch.uint8).view(torch.uint4)
-    with pytest.raises(ConversionError, match=r"torch.Tensor \(shape \(2,\), dtype torch.uint4"):
-        ovtensor.to_numpy(x)
+SHELLS = [f"{sign}int{bits}" for sign in ("u", "") for bits in range(1, 8)]
+
+
+@pytest.mark.parametrize("name", [*SHELLS, "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"])
+def test_types_that_torch_gives_no_meaning(name):
+    """They have memory, but whether elements are packed in it is up to who made them."""
+    x = torch.arange(4, dtype=torch.uint8).view(getattr(torch, name))
+    with pytest.raises(RuntimeError):
+        x[0].item()
+    for convert in (ovtensor.to_numpy, ovtensor.to_torch, ovtensor.to_openvino):
+        with pytest.raises(ConversionError, match=rf"dtype torch.{name}.*view\(torch.uint8\)"):
+            convert(x)
+    np.testing.assert_array_equal(ovtensor.to_numpy(x.view(torch.uint8)), [0, 1, 2, 3])
 
 
 def test_empty_tensors_share_nothing():

@@ -119,10 +119,45 @@ def test_tensordicts(need, convert):
     tensordict = need("tensordict")
     function, wanted = convert
     tree = tensordict.TensorDict({"a": torch.ones(2, 3), "b": {"c": torch.zeros(2)}}, [2])
+    tree["text"] = "a caption"
+    tree.lock_()
     out = function(tree)
-    assert type(out) is dict
+    assert type(out) is (tensordict.TensorDict if wanted is torch.Tensor else dict)
     assert isinstance(out["a"], wanted)
     assert isinstance(out["b"]["c"], wanted)
+    assert out["text"] == "a caption"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensordicts_stay_what_they_are_for_torch(need):
+    tensordict = need("tensordict")
+    tree = tensordict.TensorDict(
+        {"a": torch.nn.Parameter(torch.ones(2, 3)), "b": {"c": torch.zeros(2)}}, [2], names=["n"]
+    )
+    out = ovtensor.tree_to_torch([tree], dtype=torch.float16)[0]
+    assert out.batch_size == (2,)
+    assert out.names == ["n"]
+    assert out["a"].dtype is out["b", "c"].dtype is torch.float16
+    assert type(out["a"]) is torch.Tensor
+    assert tree["a"].dtype is tree["b", "c"].dtype is torch.float32
+    stacked = ovtensor.tree_to_torch(tensordict.lazy_stack([tree, tree], 1), copy=True)
+    assert stacked.batch_size == (2, 2)
+    assert stacked["a"].shape == (2, 2, 3)
+    stacked["a"].zero_()
+    assert (tree["a"] == 1).all()
+    moved = ovtensor.tree_to_torch(tree.to("cpu"), device="meta")
+    assert moved["a"].device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensor_classes(need, convert):
+    tensordict = need("tensordict")
+    function, wanted = convert
+    given = tensordict.make_tensordict({"x": torch.ones(2)}, batch_size=[2])
+    kind = tensordict.tensorclass(type("Kind", (), {"__annotations__": {"x": torch.Tensor}}))
+    out = function(kind.from_tensordict(given))
+    assert type(out) is (kind if wanted is torch.Tensor else dict)
+    assert isinstance(out.x if wanted is torch.Tensor else out["x"], wanted)
 
 
 def test_tensors_at_the_root_and_options(convert):

@@ -67,6 +67,9 @@ def to_numpy(
     gives, is true until that request runs again, its tensor is given another shape, or the
     request goes out of scope.
 
+    Code that ``torch.compile`` traces sees `DatalessTensorError` too; where it is not caught,
+    PyTorch runs that code eagerly instead, and the conversion returns the true values.
+
     No device is synchronised except by the copy from it, no collective is started, and `x` is
     left as it was.
 

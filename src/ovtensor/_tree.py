@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy as copies
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from ovtensor._registry import route_for
 
 __all__ = ["tree_to_numpy", "tree_to_openvino", "tree_to_torch"]
 
-Convert: TypeAlias = Callable[[Any], Any]
+Convert: TypeAlias = "partial[Any]"
 
 # Convertible, but nobody means a tensor by them: numbers, raw bytes and pictures stay.
 _NO_TENSORS = (bool, int, float, complex, str, bytes, bytearray, memoryview, np.generic)
@@ -39,7 +40,7 @@ def tree_to_numpy(
     -------
     object
         The same structure in new containers. Results of an inference become a dict with the same
-        ports as keys, and a tensordict becomes a dict, since neither can hold arrays. What is no
+        ports as keys, and a tensordict a dict, since neither can hold arrays. What is no
         tensor, numbers and pictures among it, is the same object as before.
 
     Raises
@@ -53,7 +54,7 @@ def tree_to_numpy(
     >>> ovtensor.tree_to_numpy({"latents": [np.float16([1, 2])], "steps": 4})
     {'latents': [array([1., 2.], dtype=float16)], 'steps': 4}
     """
-    return _walk(tree, lambda x: to_numpy(x, dtype=dtype, copy=copy, casting=casting))
+    return _walk(tree, partial(to_numpy, dtype=dtype, copy=copy, casting=casting))
 
 
 def tree_to_torch(
@@ -66,10 +67,10 @@ def tree_to_torch(
 ) -> Any:
     """Convert every tensor in a nested structure to a PyTorch tensor.
 
-    See `tree_to_numpy` for structures and `to_torch` for tensors.
+    See `tree_to_numpy` for structures and `to_torch` for tensors. A tensordict stays one, of the
+    same class and batch size, without a device of its own.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "copy": copy, "casting": casting}
-    return _walk(tree, lambda x: to_torch(x, **options))
+    return _walk(tree, partial(to_torch, dtype=dtype, device=device, copy=copy, casting=casting))
 
 
 def tree_to_openvino(
@@ -79,7 +80,7 @@ def tree_to_openvino(
 
     See `tree_to_numpy` for structures and `to_openvino` for tensors.
     """
-    return _walk(tree, lambda x: to_openvino(x, dtype=dtype, copy=copy, casting=casting))
+    return _walk(tree, partial(to_openvino, dtype=dtype, copy=copy, casting=casting))
 
 
 def _walk(node: Any, convert: Convert) -> Any:
@@ -88,8 +89,9 @@ def _walk(node: Any, convert: Convert) -> Any:
         from ovtensor._routes.openvino_objects import result
 
         return {port: convert(result(port, array)) for port, array in node.items()}
-    if _is("tensordict", "TensorDictBase", node) or _is("tensordict", "TensorClass", node):
-        return {key: _walk(value, convert) for key, value in node.items()}
+    is_tensordict = getattr(sys.modules.get("tensordict"), "is_tensor_collection", None)
+    if is_tensordict is not None and is_tensordict(node):
+        return _tensordict(node, convert)
     if isinstance(node, Mapping):
         return _mapping(node, convert)
     if isinstance(node, tuple | list):
@@ -97,6 +99,18 @@ def _walk(node: Any, convert: Convert) -> Any:
     if dataclasses.is_dataclass(node) and not isinstance(node, type) and route_for(cls) is None:
         return _dataclass(node, convert)
     return convert(node) if _is_tensor(node) else node
+
+
+def _tensordict(node: Any, convert: Convert) -> Any:
+    if _is("tensordict", "NonTensorData", node):
+        return node.data
+    items = {key: _walk(value, convert) for key, value in node.items()}
+    if convert.func is not to_torch:
+        return items
+    out = node.clone(recurse=False).clear_device_()  # else it would move what it is given
+    for key, value in items.items():
+        out.set(key, value)
+    return out
 
 
 def _mapping(node: Any, convert: Convert) -> Any:
