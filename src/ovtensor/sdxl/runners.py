@@ -18,7 +18,7 @@ import openvino as ov
 import torch
 
 from ovtensor._convert import to_numpy
-from ovtensor.errors import ComponentError, OvtensorError, SessionClosedError
+from ovtensor.errors import ComponentError, SessionClosedError
 from ovtensor.sdxl.spec import Backend, core
 
 if TYPE_CHECKING:
@@ -118,14 +118,6 @@ class OpenVINORunner:
         self.stats.compile_seconds = time.perf_counter() - start
         self.stats.compiles += 1
 
-    @property
-    def execution_devices(self) -> list[str]:
-        """The devices that really execute, as OpenVINO reports them."""
-        compiled = self._compiled
-        if compiled is None:
-            raise _closed(self.name)
-        return list(compiled.get_property("EXECUTION_DEVICES"))
-
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See :class:`Runner`."""
         compiled = self._compiled
@@ -187,8 +179,6 @@ def convert(graph: Graph) -> ov.Model:
                 # text encoders computed NaN from what came to lie there.
                 share_weights=False,
             )
-        except OvtensorError:
-            raise
         except Exception as error:
             raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
         finally:
