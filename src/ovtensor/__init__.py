@@ -25,6 +25,7 @@ _LAZY = {
     "release_weights": "ovtensor.weights",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
+    "split_backends": "ovtensor.sdxl",
     "tiny_sdxl_path": "ovtensor.models",
     "diffusers": "ovtensor.diffusers",
     "is_patched": "ovtensor.diffusers",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.sdxl import Backend as Backend
     from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
+    from ovtensor.sdxl import split_backends as split_backends
     from ovtensor.weights import release_weights as release_weights
 
 

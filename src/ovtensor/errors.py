@@ -12,6 +12,7 @@
     |  |- BackendError                      unknown backend, device or precision
     |  `- ModelError                        a folder or pipeline that is no usable SDXL model
     |- ComponentError (RuntimeError)        a component could not be converted, compiled or run
+    |  `- ParityError                       a compiled component does not compute what torch does
     `- SessionClosedError (RuntimeError)    use after the ``with`` block was left
 
 Catch :class:`OvtensorError` for all of them, or the builtin in parentheses where code already
@@ -30,6 +31,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OvtensorError",
+    "ParityError",
     "PatchConflictError",
     "SessionClosedError",
 ]
@@ -81,6 +83,10 @@ class ModelError(InputError):
 
 class ComponentError(OvtensorError, RuntimeError):
     """A component of a pipeline could not be converted, compiled or run."""
+
+
+class ParityError(ComponentError):
+    """A compiled component computes something else than torch does with the same weights."""
 
 
 class SessionClosedError(OvtensorError, RuntimeError):

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl import graphs
+from ovtensor.cache import ScratchStore
+from ovtensor.sdxl import graphs, ir
+from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner
-from ovtensor.sdxl.session import _with_dtype
+from ovtensor.sdxl.sources import with_dtype
 from ovtensor.sdxl.spec import Backend
 from sdxl_scenes import load
 
@@ -26,36 +28,69 @@ def pipe():
     return load()
 
 
+def compiled(graph, precision="f32"):
+    backend = Backend("openvino", precision=precision)
+    entry = ScratchStore().open({}, lambda folder: ir.write(graph, backend, folder))
+    return OpenVINORunner(graph, entry, backend, Events(None))
+
+
 @pytest.fixture(scope="module")
 def compiled_unet(pipe):
-    return OpenVINORunner(graphs.unet_graph(pipe.unet), Backend("openvino", precision="f32"))
+    runner = compiled(graphs.unet_graph(pipe.unet))
+    yield runner
+    runner.close()
 
 
 def unet_inputs(unet, timestep: float, batch=2, height=16, width=16, tokens=77):
     generator = torch.Generator().manual_seed(0)
-    waves = graphs.unet_waves(unet, torch.full((batch,), timestep), torch.full((batch, 6), 128.0))
-    pooled = unet.add_embedding.linear_1.in_features - waves[1].shape[1]
-    return (
-        torch.randn(batch, 4, height, width, generator=generator),
-        waves[0],
-        torch.randn(batch, tokens, unet.config.cross_attention_dim, generator=generator),
-        torch.randn(batch, pooled, generator=generator),
-        waves[1],
-    )
+    ids = torch.full((batch, 6), 128.0)
+    waves = graphs.time_waves(unet, torch.full((batch,), timestep))
+    pooled = unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
+    sample = torch.randn(batch, 4, height, width, generator=generator)
+    text = torch.randn(batch, tokens, unet.config.cross_attention_dim, generator=generator)
+    text_embeds = torch.randn(batch, pooled, generator=generator)
+    return sample, waves, text, graphs.added_embeds(unet, text_embeds, ids)
 
 
 def test_the_unet_graph_is_the_unet(pipe):
     graph = graphs.unet_graph(pipe.unet)
-    sample, _, text, text_embeds, _ = inputs = unet_inputs(pipe.unet, 731.0)
+    sample, _, text, added = inputs = unet_inputs(pipe.unet, 731.0)
+    pooled = added.shape[1] - 6 * pipe.unet.config.addition_time_embed_dim
     with torch.no_grad():
         expected = pipe.unet(
             sample,
             731,
             encoder_hidden_states=text,
-            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": torch.full((2, 6), 128.0)},
+            added_cond_kwargs={
+                "text_embeds": added[:, :pooled],
+                "time_ids": torch.full((2, 6), 128.0),
+            },
         ).sample
         (noise,) = graph.module(*inputs)
     assert torch.equal(noise, expected)
+
+
+def test_a_component_without_weights_has_the_graph_of_one_with_them(pipe):
+    for make, module in [
+        (graphs.unet_graph, pipe.unet),
+        (graphs.vae_decoder_graph, pipe.vae),
+        (graphs.vae_encoder_graph, pipe.vae),
+        (lambda encoder: graphs.text_encoder_graph("text_encoder", encoder), pipe.text_encoder),
+    ]:
+        with torch.device("meta"):
+            skeleton = (
+                type(module).from_config(module.config)
+                if hasattr(module, "from_config")
+                else type(module)(module.config)
+            )
+        real, bare = make(module), make(skeleton)
+        for one, two in zip(real.inputs, bare.inputs, strict=True):
+            assert (one.name, one.shape) == (two.name, two.shape)
+            assert torch.equal(one.example, two.example)
+        for one, two, again in zip(real.probe(), bare.probe(), real.probe(), strict=True):
+            assert torch.equal(one, two)
+            assert torch.equal(one, again)
+        assert real.shortest_keys(*real.probe()) == bare.shortest_keys(*bare.probe()) > 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +148,7 @@ def test_a_sample_that_would_spoil_later_ones_is_refused(pipe, compiled_unet, si
     [(graphs.vae_decoder_graph, (1, 4, 1, 1)), (graphs.vae_encoder_graph, (1, 3, 8, 8))],
 )
 def test_a_picture_that_would_spoil_later_ones_is_refused(pipe, make, shape):
-    runner = OpenVINORunner(make(pipe.vae), Backend("openvino", precision="f32"))
+    runner = compiled(make(pipe.vae))
     with pytest.raises(ComponentError, match=r"vae.*too small for OpenVINO's attention"):
         runner(torch.zeros(shape))
     assert runner.stats.inferences == 0
@@ -121,8 +156,8 @@ def test_a_picture_that_would_spoil_later_ones_is_refused(pipe, make, shape):
 
 @needs_bf16
 def test_bf16_is_as_exact_at_late_timesteps_as_at_early_ones(pipe):
-    narrow = _with_dtype(pipe.unet, torch.bfloat16)
-    runner = OpenVINORunner(graphs.unet_graph(narrow), Backend("openvino", precision="bf16"))
+    narrow = with_dtype(pipe.unet, torch.bfloat16)
+    runner = compiled(graphs.unet_graph(narrow), "bf16")
     reference = TorchRunner(graphs.unet_graph(pipe.unet))
 
     def error(timestep: float) -> float:
@@ -135,14 +170,13 @@ def test_bf16_is_as_exact_at_late_timesteps_as_at_early_ones(pipe):
     assert late < 2 * early
 
 
-@needs_bf16
 def test_converted_weights_outlive_the_torch_module(pipe):
-    narrow = _with_dtype(pipe.text_encoder_2, torch.bfloat16)
+    narrow = with_dtype(pipe.text_encoder_2, torch.bfloat16)
     graph = graphs.text_encoder_graph("text_encoder_2", narrow)
     ids = graph.inputs[0].example
     expected = TorchRunner(graph)(ids)
     sizes = [parameter.numel() for parameter in narrow.parameters()]
-    runner = OpenVINORunner(graph, Backend("openvino", precision="bf16"))
+    runner = compiled(graph)
     del narrow, graph
     gc.collect()
     rubbish = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in sizes]
@@ -153,9 +187,9 @@ def test_converted_weights_outlive_the_torch_module(pipe):
 
 def test_lower_precision_is_a_copy_that_shares_nothing(pipe):
     before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
-    narrow = _with_dtype(pipe.unet, torch.bfloat16)
+    narrow = with_dtype(pipe.unet, torch.bfloat16)
     assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
-    assert _with_dtype(pipe.unet, torch.float32) is pipe.unet
+    assert with_dtype(pipe.unet, torch.float32) is pipe.unet
     with torch.no_grad():
         for parameter in narrow.parameters():
             parameter.zero_()
@@ -169,7 +203,7 @@ def test_a_distilled_unet_takes_its_guidance_as_an_input(pipe):
     unet = type(pipe.unet).from_config(config).eval()
     graph = graphs.unet_graph(unet)
     assert [entry.name for entry in graph.inputs][-1] == "timestep_cond"
-    runner = OpenVINORunner(graph, Backend("openvino", precision="f32"))
+    runner = compiled(graph)
     inputs = (*unet_inputs(unet, 500.0), torch.randn(2, 32))
     with torch.no_grad():
         (expected,) = graph.module(*inputs)

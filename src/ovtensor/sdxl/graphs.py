@@ -31,13 +31,18 @@ class Graph:
     """What is traced: ``module(*inputs)`` gives a tuple of float32 tensors.
 
     ``shortest_keys`` is, for given inputs, the length of the shortest sequence that any attention
-    of the graph attends to: see :class:`ovtensor.sdxl.runners.OpenVINORunner`.
+    of the graph attends to: see :class:`ovtensor.sdxl.runners.OpenVINORunner`. ``probe`` gives
+    small inputs of a component's usual kind, always the same, for a comparison of two runners.
+
+    Everything but ``module`` follows from the component's config: a graph of a module on torch's
+    meta device has the same inputs and probe.
     """
 
     name: str
     module: torch.nn.Module
     inputs: tuple[GraphInput, ...]
     shortest_keys: Callable[..., int]
+    probe: Callable[[], tuple[torch.Tensor, ...]]
 
 
 def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
@@ -58,7 +63,7 @@ class _Given(torch.nn.Module):
 
 
 class _UNetForward(torch.nn.Module):
-    """The UNet from the waves of its timestep and sizes onward: see :func:`unet_waves`."""
+    """The UNet from the waves of its timestep and sizes onward: see :func:`time_waves`."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -70,19 +75,19 @@ class _UNetForward(torch.nn.Module):
         sample: torch.Tensor,
         time_waves: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor,
-        size_waves: torch.Tensor,
+        added_embeds: torch.Tensor,
         timestep_cond: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         self.unet.time_proj.value = time_waves
-        self.unet.add_time_proj.value = size_waves
+        # The UNet itself joins these two again; where they meet makes no difference.
+        self.unet.add_time_proj.value = added_embeds[:, 1:]
         (noise,) = self.unet(
             sample.to(self.dtype),
             sample.new_zeros(()),  # not looked at: its waves are given
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             timestep_cond=None if timestep_cond is None else timestep_cond.to(self.dtype),
             added_cond_kwargs={
-                "text_embeds": text_embeds.to(self.dtype),
+                "text_embeds": added_embeds[:, :1],
                 "time_ids": sample.new_zeros(()),
             },
             return_dict=False,
@@ -90,17 +95,23 @@ class _UNetForward(torch.nn.Module):
         return (noise.float(),)
 
 
-def unet_waves(
-    unet: Any, timestep: torch.Tensor, time_ids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sinusoids of timesteps ``(batch,)`` and sizes ``(batch, 6)``, in float32.
+def time_waves(unet: Any, timestep: torch.Tensor) -> torch.Tensor:
+    """The sinusoids of timesteps ``(batch,)``, in float32.
 
     They stay outside of the graph because a device that executes bf16 or f16 rounds their phase,
     which goes up to 999 radians: in bf16 that alone multiplied the UNet's error by up to six.
     """
-    time_waves = unet.time_proj(timestep.float())
-    size_waves = unet.add_time_proj(time_ids.float().flatten())
-    return time_waves, size_waves.reshape(len(time_ids), -1)
+    waves: torch.Tensor = unet.time_proj(timestep.float())
+    return waves
+
+
+def added_embeds(unet: Any, text_embeds: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:
+    """Pooled text and the sinusoids of sizes ``(batch, 6)``, joined, in float32.
+
+    A refiner has five sizes instead. As for :func:`time_waves`, their phase must not be rounded.
+    """
+    waves = unet.add_time_proj(time_ids.float().flatten()).reshape(len(text_embeds), -1)
+    return torch.cat([text_embeds.float(), waves], dim=-1)
 
 
 class _Convolutions(torch.nn.Module):
@@ -127,14 +138,16 @@ class _TextForward(torch.nn.Module):
 
 
 def unet_graph(unet: Any) -> Graph:
-    """The SDXL UNet: sample, waves of time and sizes, text conditioning to predicted noise."""
+    """The SDXL UNet: sample, waves of time, text and added conditioning to predicted noise."""
     config = unet.config
     # An example of odd height and width makes diffusers resize to the skip connection's size
     # instead of doubling, and only that is right for every latent size.
-    side, batch, tokens = 2 ** (len(config.block_out_channels) - 1) * 2 + 1, 2, 3
-    time_waves, size_waves = unet_waves(unet, torch.zeros(batch), torch.zeros(batch, 6))
-    pooled = unet.add_embedding.linear_1.in_features - size_waves.shape[1]
+    depth = 2 ** (len(config.block_out_channels) - 1)
+    side, batch, tokens = depth * 2 + 1, 2, 3
+    waves = time_waves(unet, torch.zeros(batch))
     text = config.cross_attention_dim
+    added = config.projection_class_embeddings_input_dim
+    distilled = config.time_cond_proj_dim  # guidance is an input of the model
 
     def dynamic(name: str, example: torch.Tensor) -> GraphInput:
         return GraphInput(name, (-1, *example.shape[1:]), example)
@@ -145,20 +158,36 @@ def unet_graph(unet: Any) -> Graph:
             (-1, config.in_channels, -1, -1),
             torch.zeros(batch, config.in_channels, side, side),
         ),
-        dynamic("time_waves", time_waves),
+        dynamic("time_waves", waves),
         GraphInput("encoder_hidden_states", (-1, -1, text), torch.zeros(batch, tokens, text)),
-        dynamic("text_embeds", torch.zeros(batch, pooled)),
-        dynamic("size_waves", size_waves),
+        dynamic("added_embeds", torch.zeros(batch, added)),
     ]
-    if config.time_cond_proj_dim is not None:  # distilled models: guidance is an input
-        inputs.append(dynamic("timestep_cond", torch.zeros(batch, config.time_cond_proj_dim)))
-    depth = 2 ** (len(config.block_out_channels) - 1)
+    if distilled is not None:
+        inputs.append(dynamic("timestep_cond", torch.zeros(batch, distilled)))
+
+    time_proj = unet.time_proj  # what follows must not keep the weights alive
+
+    def probe() -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator)
+
+        given = [
+            normal(batch, config.in_channels, 4 * depth, 4 * depth),
+            time_proj(torch.tensor([17.0, 951.0])),
+            normal(batch, 77, text),
+            normal(batch, added),
+        ]
+        if distilled is not None:
+            given.append(normal(batch, distilled))
+        return tuple(given)
 
     def shortest_keys(sample: torch.Tensor, _: Any, text: torch.Tensor, *__: Any) -> int:
         height, width = (-(-side // depth) for side in sample.shape[2:])
         return int(min(height * width, text.shape[1]))
 
-    return Graph("unet", _UNetForward(unet), tuple(inputs), shortest_keys)
+    return Graph("unet", _UNetForward(unet), tuple(inputs), shortest_keys, probe)
 
 
 def vae_decoder_graph(vae: Any) -> Graph:
@@ -169,28 +198,43 @@ def vae_decoder_graph(vae: Any) -> Graph:
         _Convolutions(vae.post_quant_conv, vae.decoder),
         (GraphInput("latents", (-1, channels, -1, -1), torch.zeros(1, channels, 9, 9)),),
         lambda latents: latents.shape[2] * latents.shape[3],
+        lambda: (torch.randn(1, channels, 12, 12, generator=torch.Generator().manual_seed(0)),),
     )
 
 
 def vae_encoder_graph(vae: Any) -> Graph:
     """Pixels in [-1, 1] ``(batch, 3, 8h, 8w)`` to moments of the latents ``(batch, 8, h, w)``."""
-    channels = vae.config.in_channels
+    channels, scale = vae.config.in_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+    example = torch.zeros(1, channels, 9 * scale, 9 * scale)
     return Graph(
         "vae_encoder",
         _Convolutions(vae.encoder, vae.quant_conv),
-        (GraphInput("pixels", (-1, channels, -1, -1), torch.zeros(1, channels, 72, 72)),),
-        lambda pixels: (pixels.shape[2] // 8) * (pixels.shape[3] // 8),
+        (GraphInput("pixels", (-1, channels, -1, -1), example),),
+        lambda pixels: (pixels.shape[2] // scale) * (pixels.shape[3] // scale),
+        lambda: (
+            torch.empty_like(example).uniform_(-1, 1, generator=torch.Generator().manual_seed(0)),
+        ),
     )
 
 
 def text_encoder_graph(name: str, text_encoder: Any) -> Graph:
     """Token ids ``(batch, tokens)`` to the pooled or last state, then every hidden state."""
     config = text_encoder.config
-    ids = torch.full((2, config.max_position_embeddings), config.eos_token_id)
+    tokens = config.max_position_embeddings
+    ids = torch.full((2, tokens), config.eos_token_id)
     ids[:, 0] = config.bos_token_id
+
+    def probe() -> tuple[torch.Tensor, ...]:
+        given, words = ids.clone(), (2, tokens // 2)
+        given[:, 1 : 1 + words[1]] = torch.randint(
+            config.vocab_size, words, generator=torch.Generator().manual_seed(0)
+        )
+        return (given,)
+
     return Graph(
         name,
         _TextForward(text_encoder),
-        (GraphInput("input_ids", (-1, config.max_position_embeddings), ids),),
+        (GraphInput("input_ids", (-1, tokens), ids),),
         lambda input_ids: input_ids.shape[1],
+        probe,
     )

@@ -1,7 +1,7 @@
 """Two ways to run a graph: eagerly in torch, or compiled by OpenVINO.
 
 A runner takes the graph's tensors, of any floating dtype and on any device, and gives float32
-tensors on the CPU that belong to the caller: no later call writes to them.
+tensors that belong to the caller: no later call writes to them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import collections
 import dataclasses
 import threading
 import time
-import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import openvino as ov
 import torch
 
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl.spec import Backend, core
+from ovtensor.sdxl import ir
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ovtensor.sdxl.graphs import Graph
+    import openvino as ov
 
-# torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
-_tracing = threading.Lock()
+    from ovtensor.cache import Entry
+    from ovtensor.sdxl.events import Events
+    from ovtensor.sdxl.graphs import Graph
+    from ovtensor.sdxl.spec import Backend
+
+# How many shapes a graph of static shapes stays compiled for: two sizes with and without guidance.
+STATIC_SHAPES = 4
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,16 +41,23 @@ class RunnerStats:
     compile_seconds: float = 0.0
     compiles: int = 0
     inferences: int = 0
+    weight_bytes: int = 0
+    execution_devices: tuple[str, ...] = ()
+    cache: Literal["off", "hit", "miss"] = "off"
 
 
 class Runner(Protocol):
     """Runs one graph."""
 
     name: str
-    stats: RunnerStats
+
+    @property
+    def stats(self) -> RunnerStats:
+        """What it has cost so far."""
+        ...
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Outputs of the graph as float32 CPU tensors that the caller owns."""
+        """Outputs of the graph as float32 tensors that the caller owns."""
         ...
 
     def close(self) -> None:
@@ -60,7 +70,11 @@ class TorchRunner:
 
     def __init__(self, graph: Graph) -> None:
         self.name = graph.name
-        self.stats = RunnerStats()
+        tensors = list(graph.module.parameters())
+        self.stats = RunnerStats(
+            weight_bytes=sum(tensor.nbytes for tensor in tensors),
+            execution_devices=tuple(dict.fromkeys(str(tensor.device) for tensor in tensors)),
+        )
         self._module: torch.nn.Module | None = graph.module
         self._counting = threading.Lock()
 
@@ -80,48 +94,93 @@ class TorchRunner:
         self._module = None
 
 
+class DeferredRunner:
+    """Makes a runner when it is first called; several threads may call it at once."""
+
+    def __init__(self, name: str, make: Callable[[], Runner]) -> None:
+        self.name = name
+        self._make = make
+        self._making = threading.RLock()
+        self._runner: Runner | None = None
+        self._closed = False
+
+    @property
+    def stats(self) -> RunnerStats:
+        """Those of the runner, or of none yet."""
+        runner = self._runner
+        return RunnerStats() if runner is None else runner.stats
+
+    def open(self) -> Runner:
+        """Make the runner now."""
+        with self._making:
+            if self._closed:
+                raise _closed(self.name)
+            if self._runner is None:
+                self._runner = self._make()
+            return self._runner
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See :class:`Runner`."""
+        return self.open()(*inputs)
+
+    def close(self) -> None:
+        """See :class:`Runner`."""
+        with self._making:
+            self._closed = True
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
+
+
+class _Requests:
+    """A compiled model and its idle requests; each call takes one for itself."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled = compiled
+        self._idle: collections.deque[ov.InferRequest] = collections.deque()
+
+    def infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:  # popping and appending are atomic
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        # Results are copied out of the request's memory: the caller owns them. If this raises, the
+        # request is dropped and not pooled: nothing is known of the state it is in.
+        results = request.infer(arrays, share_inputs=True, share_outputs=False)
+        self._idle.append(request)
+        return [results[index] for index in range(len(results))]
+
+
 class OpenVINORunner:
-    """Converts and compiles a graph for one device; several threads may call it at once.
+    """Compiles what :func:`ir.write` left in an entry; several threads may call it at once.
+
+    The entry is closed with it.
+
+    With ``backend.static_shapes`` it compiles for the shapes of each call, and keeps the
+    ``STATIC_SHAPES`` most recently used ones.
 
     OpenVINO's fused attention on the CPU goes wrong for good when the first sequence that it
     attends to has a single element: every later, longer one gives garbage, without an error. So a
     call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
     """
 
-    def __init__(
-        self, graph: Graph, backend: Backend, announce: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, graph: Graph, entry: Entry, backend: Backend, events: Events) -> None:
         self.name = graph.name
-        self.stats = RunnerStats()
+        self.backend = backend
+        self.stats = RunnerStats(weight_bytes=(entry.folder / ir.WEIGHTS).stat().st_size)
         self._shortest_keys = graph.shortest_keys
-        self._dtypes = [_numpy_dtype(entry.example) for entry in graph.inputs]
-        self._counting = threading.Lock()
-        # Each call takes a request for itself; popping and appending are atomic.
-        self._idle: collections.deque[ov.InferRequest] = collections.deque()
-
-        announce(f"convert {graph.name}")
-        start = time.perf_counter()
-        model = convert(graph)
-        self.stats.convert_seconds = time.perf_counter() - start
-        announce(f"compile {graph.name}")
-        start = time.perf_counter()
-        properties = {"INFERENCE_PRECISION_HINT": backend.precision, **backend.properties}
-        try:
-            self._compiled: ov.CompiledModel | None = core().compile_model(
-                model, backend.device, properties
-            )
-        except Exception as error:
-            raise ComponentError(
-                f"OpenVINO could not compile {graph.name} for {backend.device} with "
-                f"{properties}: {error}"
-            ) from error
-        self.stats.compile_seconds = time.perf_counter() - start
-        self.stats.compiles += 1
+        self._dtypes = [ir.numpy_dtype(entry.example) for entry in graph.inputs]
+        self._entry = entry
+        self._events = events
+        self._changing = threading.Lock()  # of what is below, and of the counts
+        self._compiled: collections.OrderedDict[object, _Requests] = collections.OrderedDict()
+        self._closed = False
+        if not backend.static_shapes:
+            self._requests_for(None)
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See :class:`Runner`."""
-        compiled = self._compiled
-        if compiled is None:
+        if self._closed:
             raise _closed(self.name)
         if self._shortest_keys(*inputs) < 2:
             raise ComponentError(
@@ -133,64 +192,43 @@ class OpenVINORunner:
             np.ascontiguousarray(to_numpy(value, dtype=dtype))
             for value, dtype in zip(inputs, self._dtypes, strict=True)
         ]
+        shapes = tuple(array.shape for array in arrays) if self.backend.static_shapes else None
+        requests = self._requests_for(shapes)
         try:
-            request = self._idle.pop()
-        except IndexError:
-            request = compiled.create_infer_request()
-        try:
-            # Results are copied out of the request's memory: the caller owns them.
-            results = request.infer(arrays, share_inputs=True, share_outputs=False)
+            results = requests.infer(arrays)
         except RuntimeError as error:
-            # The request is dropped, not pooled: nothing is known of the state it is in.
             raise ComponentError(
                 f"OpenVINO failed to run {self.name} on inputs of shapes "
                 f"{[array.shape for array in arrays]}: {error}"
             ) from error
-        outputs = tuple(torch.from_numpy(results[index]) for index in range(len(results)))
-        self._idle.append(request)
-        with self._counting:
+        with self._changing:
             self.stats.inferences += 1
-        return outputs
+        return tuple(torch.from_numpy(result) for result in results)
 
     def close(self) -> None:
         """See :class:`Runner`."""
-        self._compiled = None
-        self._idle.clear()
+        with self._changing:
+            self._closed = True
+            self._compiled.clear()
+        self._entry.close()
 
-
-def convert(graph: Graph) -> ov.Model:
-    """The OpenVINO model of a graph, with constants of its own.
-
-    Raises
-    ------
-    ComponentError
-        If OpenVINO cannot convert it.
-    """
-    modes = {module: module.training for module in graph.module.modules()}
-    with _tracing, warnings.catch_warnings(), torch.no_grad():
-        # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
-        warnings.simplefilter("ignore")
-        try:
-            model = ov.convert_model(
-                graph.module,
-                example_input=tuple(entry.example for entry in graph.inputs),
-                input=[ov.PartialShape(list(entry.shape)) for entry in graph.inputs],
-                # A shared bf16 constant does not keep its memory alive: once the module was gone,
-                # text encoders computed NaN from what came to lie there.
-                share_weights=False,
-            )
-        except Exception as error:
-            raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
-        finally:
-            for module, training in modes.items():  # conversion switches to evaluation
-                module.training = training
-    for port, entry in zip(model.inputs, graph.inputs, strict=True):
-        port.get_tensor().set_names({entry.name})
-    return model
-
-
-def _numpy_dtype(example: torch.Tensor) -> np.dtype[np.generic]:
-    return np.dtype(np.float32 if example.is_floating_point() else np.int64)
+    def _requests_for(self, shapes: tuple[tuple[int, ...], ...] | None) -> _Requests:
+        with self._changing:
+            if self._closed:
+                raise _closed(self.name)
+            if shapes in self._compiled:
+                self._compiled.move_to_end(shapes)
+                return self._compiled[shapes]
+            start = time.perf_counter()
+            with self._events.stage("compile", self.name):
+                compiled = ir.compile_for(self.name, self._entry.folder, self.backend, shapes)
+            self.stats.compile_seconds += time.perf_counter() - start
+            self.stats.compiles += 1
+            self.stats.execution_devices = tuple(ir.execution_devices(compiled))
+            self._compiled[shapes] = _Requests(compiled)
+            if len(self._compiled) > STATIC_SHAPES:
+                self._compiled.popitem(last=False)
+            return self._compiled[shapes]
 
 
 def _closed(name: str) -> SessionClosedError:

@@ -8,76 +8,71 @@ pipeline that the caller passed in has its own components back.
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
-import itertools
+import inspect
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Literal
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
-from tqdm.auto import tqdm
 
 from ovtensor.errors import InputError, SessionClosedError
-from ovtensor.sdxl import graphs
-from ovtensor.sdxl.loading import check_pipeline, load_pipeline
-from ovtensor.sdxl.runners import OpenVINORunner, Runner, RunnerStats, TorchRunner
-from ovtensor.sdxl.spec import Backend, resolve, torch_dtype
-from ovtensor.sdxl.stand_ins import (
-    ClosedComponent,
-    TextEncoderStandIn,
-    UNetStandIn,
-    vae_stand_in,
-)
+from ovtensor.sdxl import lora, memory
+from ovtensor.sdxl.components import COMPONENTS, Builder
+from ovtensor.sdxl.events import Events
+from ovtensor.sdxl.lent import copied, lend
+from ovtensor.sdxl.loading import check_pipeline, load_pipeline, model_folder
+from ovtensor.sdxl.sources import ModuleSource, Source, folder_sources
+from ovtensor.sdxl.spec import Backend, torch_dtype
+from ovtensor.sdxl.stand_ins import ClosedComponent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from diffusers import StableDiffusionXLPipeline
+    from ovtensor.cache import Store
+    from ovtensor.sdxl.events import Event
+    from ovtensor.sdxl.lora import Given
+    from ovtensor.sdxl.report import Report
 
-# The order of conversion is the order of weight, so that the largest one finds the most memory.
-COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
-_GRAPHS = {"unet": 1, "text_encoder_2": 1, "text_encoder": 1, "vae": 2}  # a VAE has two halves
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ComponentReport:
-    """What one component runs on and what it has cost; seconds are wall-clock."""
-
-    component: str
-    backend: str
-    device: str
-    precision: str
-    convert_seconds: float
-    compile_seconds: float
-    compiles: int
-    inferences: int
+Pipe = TypeVar("Pipe")
 
 
-class Session:
+class Session(Generic[Pipe]):
     """Context manager that lends a diffusers pipeline with exchanged components.
 
-    Made by :func:`sdxl_pipeline`; ``with session as pipe:`` gives the pipeline, and
-    ``pipe.ovtensor`` is the session again.
+    Made by :func:`ovtensor.sdxl_pipeline` and :func:`ovtensor.split_backends`; ``with session as
+    pipe:`` gives the pipeline, and ``pipe.ovtensor`` is the session again.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | StableDiffusionXLPipeline,
+        model: str | os.PathLike[str] | Pipe,
         backends: dict[str, Backend],
+        *,
+        task: type | None,
+        loras: Sequence[Given],
+        store: Store,
+        verify: bool | None,
         progress: bool | None,
+        on_event: Callable[[Event], Any] | None,
     ) -> None:
         self._model: Any = model
         self._backends = backends
+        self._task = task
+        self._loras = tuple(loras)
+        self._store = store
+        self._verify = verify
         self._progress = progress
+        self._events = Events(on_event)
         self._state: Literal["NEW", "OPEN", "CLOSED"] = "NEW"
         self._changing_state = threading.Lock()
         self._undo = contextlib.ExitStack()
-        self._runners: dict[str, list[Runner]] = {}
-        self._torch_precisions: dict[str, str] = {}
+        self._builder: Builder | None = None
+        self._pipe: Callable[[], Pipe | None] = lambda: None
+        self._clones: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __enter__(self) -> StableDiffusionXLPipeline:
+    def __enter__(self) -> Pipe:
         with self._changing_state:
             if self._state != "NEW":
                 raise SessionClosedError(
@@ -85,6 +80,7 @@ class Session:
                 )
             self._state = "OPEN"
         with contextlib.ExitStack() as undo:  # undone at once if anything below raises
+            undo.callback(memory.give_back)
             undo.callback(self._mark_closed)
             pipe = self._open(undo)
             self._undo = undo.pop_all()
@@ -102,7 +98,7 @@ class Session:
         """Release compiled models, requests and weights; closing twice is fine."""
         self._undo.pop_all().close()
 
-    def report(self) -> list[ComponentReport]:
+    def report(self) -> Report:
         """What each component runs on and what it has cost so far, in the pipeline's order.
 
         Raises
@@ -110,176 +106,114 @@ class Session:
         SessionClosedError
             If the session was never opened.
         """
-        if self._state == "NEW":
+        if self._builder is None:
             raise SessionClosedError("this session was not opened; use it in a `with` statement")
-        return [self._component_report(name) for name in reversed(COMPONENTS)]
+        return self._builder.report()
 
-    def _component_report(self, name: str) -> ComponentReport:
-        backend = self._backends[name]
-        stats = [runner.stats for runner in self._runners.get(name, [])] or [RunnerStats()]
-        return ComponentReport(
-            component=name,
-            backend=backend.kind,
-            device=backend.device,
-            precision=self._torch_precisions.get(name, backend.precision),
-            convert_seconds=sum(entry.convert_seconds for entry in stats),
-            compile_seconds=sum(entry.compile_seconds for entry in stats),
-            compiles=sum(entry.compiles for entry in stats),
-            inferences=sum(entry.inferences for entry in stats),
-        )
+    def clone(self) -> Pipe:
+        """Another pipeline of the same components, for another worker.
+
+        Returns
+        -------
+        DiffusionPipeline
+            Of the same class. It shares components and so the weights, and has a scheduler of
+            its own, as new. It ends with the session, like the pipeline that it is a copy of.
+
+        Raises
+        ------
+        SessionClosedError
+            If the session is not open.
+        """
+        pipe = self._pipe()
+        if self._state != "OPEN" or pipe is None:
+            raise SessionClosedError("only an open session can be cloned; use its `with` block")
+        other: Pipe = copied(pipe)
+        self._clones.add(other)
+        return other
 
     def _mark_closed(self) -> None:
         self._state = "CLOSED"
 
-    def _open(self, undo: contextlib.ExitStack) -> StableDiffusionXLPipeline:
+    def _open(self, undo: contextlib.ExitStack) -> Pipe:
         owned = isinstance(self._model, str | os.PathLike)
-        if owned:
-            pipe = load_pipeline(
-                self._model,
-                {name: torch_dtype(backend.precision) for name, backend in self._backends.items()},
+        with self._events.bar(_disabled(self._progress)):
+            pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
+            # Pipelines that take a picture need the VAE's encoder at once.
+            encodes = "image" in inspect.signature(type(pipe).__call__).parameters
+            self._model = None  # the session must not keep the weights alive by itself
+            loras = lora.read(
+                self._loras,
+                {name: sources[name].skeleton for name in lora.ADAPTED if name in sources},
             )
-            undo.callback(_release, pipe)
-            pipe.set_progress_bar_config(disable=_disabled(self._progress))
-        else:
-            pipe = self._model
-            if getattr(pipe, "ovtensor", None) is not None:
-                raise InputError(
-                    "this pipeline is inside another open session; leave that one first, or pass "
-                    "the model's folder to have a pipeline of its own"
-                )
-            check_pipeline(pipe)
-        pipe.ovtensor = self
-        undo.callback(delattr, pipe, "ovtensor")
-        self._model = None  # the session must not keep a folder's pipeline alive by itself
-        undo.enter_context(_sizes_checked(pipe))
-
-        # What surrounds the components computes in float32 in a pipeline that is ours; in the
-        # caller's it goes on in the dtype that each component has.
-        interfaces = {
-            name: torch.float32 if owned else getattr(pipe, name).dtype for name in COMPONENTS
-        }
-        exchanged = [name for name in COMPONENTS if self._is_exchanged(name, interfaces[name])]
-        stages = sum(
-            2 * _GRAPHS[name] for name in exchanged if self._backends[name].kind == "openvino"
-        )
-        with tqdm(total=stages, disable=_disabled(self._progress), leave=False) as bar:
-            started = itertools.count()
-
-            def announce(stage: str) -> None:
-                bar.update(min(1, next(started)))  # with each but the first, another one is done
-                bar.set_description(stage)
-
-            for name in exchanged:
+            pipe.ovtensor = self
+            undo.callback(delattr, pipe, "ovtensor")
+            undo.callback(lend(pipe, self._events))
+            self._pipe = weakref.ref(pipe)
+            undo.callback(self._close_clones)
+            self._builder = builder = Builder(
+                self._backends, sources, loras, self._store, self._events, self._verify, undo
+            )
+            for name in sources:
                 original = getattr(pipe, name)
-                stand_in = self._build(name, original, interfaces[name], undo, announce)
-                setattr(pipe, name, stand_in)
-                if not owned:
-                    undo.callback(setattr, pipe, name, original)
-                del original  # so that an owned component's torch weights can go at once
-        for name in COMPONENTS:
-            self._torch_precisions.setdefault(name, _precision_of(getattr(pipe, name).dtype))
+                # What surrounds the components computes in float32 in a pipeline that is ours; in
+                # the caller's it goes on in the dtype that each component has.
+                interface = torch.float32 if owned else original.dtype
+                stand_in = builder.build(name, original, interface, encodes=encodes)
+                if stand_in is not original:
+                    setattr(pipe, name, stand_in)
+                    if not owned:
+                        undo.callback(setattr, pipe, name, original)
+                del original, stand_in  # so that an owned component's torch weights can go at once
         return pipe
 
-    def _is_exchanged(self, name: str, interface: torch.dtype) -> bool:
-        """Whether a component needs a stand-in: a torch one of the right dtype runs as it is."""
-        backend = self._backends[name]
-        if backend.kind == "openvino":
-            return True
-        return backend.precision != "auto" and torch_dtype(backend.precision) != interface
-
-    def _build(
-        self,
-        name: str,
-        original: Any,
-        interface: torch.dtype,
-        undo: contextlib.ExitStack,
-        announce: Callable[[str], None],
-    ) -> Any:
-        backend = self._backends[name]
-        module = _with_dtype(original, torch_dtype(backend.precision))
-        runners = self._runners.setdefault(name, [])
-        self._torch_precisions[name] = _precision_of(torch_dtype(backend.precision))
-
-        def run(graph: graphs.Graph) -> Runner:
-            runner = (
-                OpenVINORunner(graph, backend, announce)
-                if backend.kind == "openvino"
-                else TorchRunner(graph)
+    def _loaded(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:
+        """A pipeline from a folder, with skeletons of what will be converted."""
+        folder = model_folder(self._model)
+        dtypes = {name: torch_dtype(entry.precision) for name, entry in self._backends.items()}
+        known = folder_sources(folder, COMPONENTS)
+        converted = {
+            name: source
+            for name, source in known.items()
+            if self._backends[name].kind == "openvino"
+        }
+        with self._events.stage("load", "pipeline"):
+            pipe = load_pipeline(
+                folder,
+                self._task,
+                dtypes,
+                {name: source.skeleton for name, source in converted.items()},
             )
-            undo.callback(runner.close)
-            runners.append(runner)
-            return runner
+        undo.callback(_release, pipe)
+        pipe.set_progress_bar_config(disable=_disabled(self._progress))
+        return pipe, {**_module_sources(pipe), **converted}
 
-        if name == "unet":
-            return UNetStandIn(run(graphs.unet_graph(module)), original, interface)
-        if name == "vae":
-            encoder = run(graphs.vae_encoder_graph(module))
-            return vae_stand_in(encoder, run(graphs.vae_decoder_graph(module)), original)
-        runner = run(graphs.text_encoder_graph(name, module))
-        return TextEncoderStandIn(runner, original, interface)
+    def _borrowed(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:  # noqa: ARG002
+        """The caller's pipeline."""
+        pipe = self._model
+        if getattr(pipe, "ovtensor", None) is not None:
+            raise InputError(
+                "this pipeline is inside another open session; leave that one first, or pass "
+                "the model's folder to have a pipeline of its own"
+            )
+        check_pipeline(pipe)
+        if self._task is not None and not isinstance(pipe, self._task):
+            raise InputError(
+                f"the pipeline is a {type(pipe).__qualname__} already; make another one with "
+                f"{self._task.__qualname__}.from_pipe(pipe), or pass the model's folder"
+            )
+        return pipe, _module_sources(pipe)
+
+    def _close_clones(self) -> None:
+        for clone in self._clones:
+            _release(clone)
 
 
-def sdxl_pipeline(
-    model: str | os.PathLike[str] | StableDiffusionXLPipeline,
-    *,
-    unet: str | Backend = "openvino",
-    vae: str | Backend = "torch",
-    text_encoders: str | Backend = "torch",
-    progress: bool | None = None,
-) -> Session:
-    """Run SDXL with each component on torch or on OpenVINO.
-
-    Parameters
-    ----------
-    model : path, str or StableDiffusionXLPipeline
-        A folder as ``save_pretrained`` writes it, a hub id, or a loaded pipeline.
-    unet, vae, text_encoders : {"torch", "openvino"} or Backend
-        Where each component runs; ``text_encoders`` is for both of them. The VAE's encoder and
-        decoder go together.
-    progress : bool, optional
-        Show progress bars while converting, compiling and denoising; by default only where
-        standard error is a terminal. A passed pipeline keeps its own setting for denoising.
-
-    Returns
-    -------
-    Session
-        A context manager; nothing is loaded before it is entered. Entering it gives a real
-        diffusers pipeline: schedulers, callbacks, ``output_type``, guidance and generators work
-        as diffusers documents them.
-
-    Raises
-    ------
-    BackendError
-        At once, for a backend, device or precision that this machine does not have.
-    ModelError
-        On entering, if ``model`` is no complete SDXL model.
-    ComponentError
-        On entering, if a component cannot be converted or compiled.
-
-    Notes
-    -----
-    Images, latents and embeddings belong to the caller: no later step or call writes to them.
-    Leaving the block releases compiled models, requests and converted weights. A pipeline that
-    was passed in then has its own components back, the same objects with the same weights; one
-    that the session loaded raises ``SessionClosedError`` from then on.
-
-    Examples
-    --------
-    >>> import ovtensor
-    >>> with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path()) as pipe:
-    ...     image = pipe("a large red circle on a blue background", num_inference_steps=4).images[0]
-    >>> image.size
-    (128, 128)
-    """
-    backends = {
-        "unet": Backend.of(unet, "unet"),
-        "vae": Backend.of(vae, "vae"),
-        "text_encoder": Backend.of(text_encoders, "text_encoders"),
-        "text_encoder_2": Backend.of(text_encoders, "text_encoders"),
+def _module_sources(pipe: Any) -> dict[str, Source]:
+    return {
+        name: ModuleSource(name, getattr(pipe, name))
+        for name in COMPONENTS
+        if getattr(pipe, name, None) is not None
     }
-    return Session(
-        model, {name: resolve(backend, name) for name, backend in backends.items()}, progress
-    )
 
 
 def _disabled(progress: bool | None) -> bool | None:
@@ -287,49 +221,8 @@ def _disabled(progress: bool | None) -> bool | None:
     return None if progress is None else not progress
 
 
-def _precision_of(dtype: torch.dtype) -> str:
-    return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}.get(
-        dtype, str(dtype)
-    )
-
-
-def _with_dtype(module: Any, dtype: torch.dtype) -> Any:
-    """``module`` itself if it has the dtype already, else a copy; the original is not touched."""
-    tensors = [*module.parameters(), *module.buffers()]
-    changed = [t for t in tensors if t.is_floating_point() and t.dtype != dtype]
-    if not changed:
-        return module
-    # What deepcopy finds in its memo it takes as copied: no tensor is copied in the old dtype.
-    memo = {id(tensor): tensor for tensor in tensors}
-    for tensor in changed:
-        cast = tensor.detach().to(dtype)
-        memo[id(tensor)] = (
-            torch.nn.Parameter(cast, requires_grad=False)
-            if isinstance(tensor, torch.nn.Parameter)
-            else cast
-        )
-    return copy.deepcopy(module, memo)
-
-
-def _release(pipe: StableDiffusionXLPipeline) -> None:
-    """Take the components, and with them all weights, from a pipeline that the session loaded."""
+def _release(pipe: Any) -> None:
+    """Take the components, and with them all weights, from a pipeline of the session's."""
     for name in COMPONENTS:
-        setattr(pipe, name, ClosedComponent(name))
-
-
-@contextlib.contextmanager
-def _sizes_checked(pipe: Any) -> Iterator[None]:
-    """Let the pipeline's own argument check raise this library's ``InputError``."""
-    check: Callable[..., None] = pipe.check_inputs
-
-    def check_inputs(*args: Any, **kwargs: Any) -> None:
-        try:
-            check(*args, **kwargs)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    pipe.check_inputs = check_inputs
-    try:
-        yield
-    finally:
-        del pipe.check_inputs
+        if getattr(pipe, name, None) is not None:
+            setattr(pipe, name, ClosedComponent(name))

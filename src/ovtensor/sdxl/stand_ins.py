@@ -6,6 +6,7 @@ make, and refuses an argument that its graph does not have: nothing is dropped w
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl.graphs import shallow_copy, unet_waves
+from ovtensor.errors import ComponentError, NonFiniteError, SessionClosedError
+from ovtensor.sdxl.graphs import added_embeds, shallow_copy, time_waves
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.runners import Runner
 
 
@@ -84,8 +88,12 @@ class UNetStandIn(_StandIn):
                 f'not take; run the UNet on torch (unet="torch") for this'
             )
         timesteps = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(len(sample))
-        time_waves, size_waves = unet_waves(self, timesteps, time_ids)
-        inputs = [sample, time_waves, encoder_hidden_states, text_embeds, size_waves]
+        inputs = [
+            sample,
+            time_waves(self, timesteps),
+            encoder_hidden_states,
+            added_embeds(self, text_embeds, time_ids),
+        ]
         if self.config.time_cond_proj_dim is not None:
             if timestep_cond is None:  # what the embedding's missing addend stands for
                 timestep_cond = torch.zeros(len(sample), self.config.time_cond_proj_dim)
@@ -119,6 +127,11 @@ class TextEncoderStandIn(_StandIn):
         first, *states = (
             state.to(input_ids.device, self.dtype) for state in self.runner(input_ids)
         )
+        if not all(bool(torch.isfinite(state).all()) for state in (first, *states)):
+            raise NonFiniteError(
+                f"{self.runner.name} gave NaN or infinity; most often its precision is too "
+                f'narrow, so give text_encoders=Backend(..., precision="f32")'
+            )
         output = (
             CLIPTextModelOutput(text_embeds=first, hidden_states=tuple(states))
             if self._projects
@@ -144,18 +157,63 @@ class _ConvolutionsStandIn(torch.nn.Module):
         return output.to(sample.device)
 
 
-def vae_stand_in(encoder: Runner, decoder: Runner, vae: Any) -> Any:
+class _Decoder(torch.nn.Module):
+    """A VAE's decoder whose pixels are checked: one that overflows runs once more in float32."""
+
+    def __init__(
+        self, decoder: torch.nn.Module, in_f32: Callable[..., Any] | None, events: Events
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._in_f32 = in_f32
+        self._events = events
+
+    def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._events.stage("decode", "vae_decoder"):
+            pixels: torch.Tensor = self.decoder(sample, *args, **kwargs)
+            if torch.isfinite(pixels).all():
+                return pixels
+            if not torch.isfinite(sample).all():
+                raise NonFiniteError(
+                    "the latents that vae_decoder was given hold NaN or infinity; it was the "
+                    "unet or the scheduler that made them"
+                )
+            if self._in_f32 is not None:
+                warnings.warn(
+                    "vae_decoder gave NaN or infinity and runs once more in float32; give "
+                    'vae=Backend(..., precision="f32") to spare the first run',
+                    stacklevel=2,
+                )
+                (pixels,) = self._in_f32(sample)
+                pixels = pixels.to(sample.device)
+            if not torch.isfinite(pixels).all():
+                raise NonFiniteError(
+                    "vae_decoder gave NaN or infinity in float32, from finite latents: its weights "
+                    "are broken, or the latents are out of its range"
+                )
+            return pixels
+
+
+def vae_stand_in(
+    vae: Any, encoder: Runner, decoder: Runner, in_f32: Runner | None, events: Events
+) -> Any:
     """A shallow copy of ``vae`` whose convolutions run elsewhere.
 
     Slicing, tiling, posteriors and every method stay diffusers' own. It computes in float32 for
-    whoever looks, so that no pipeline tries to upcast it. ``vae`` itself is not changed.
+    whoever looks, so that no pipeline tries to upcast it. ``vae`` itself is not changed, and its
+    weights are not kept alive.
     """
     replaced: dict[str, torch.nn.Module | None] = {
         name: torch.nn.Identity() for name, _ in vae.named_children()
     }
     replaced["encoder"] = _ConvolutionsStandIn(encoder)
-    replaced["decoder"] = _ConvolutionsStandIn(decoder)
+    replaced["decoder"] = _Decoder(_ConvolutionsStandIn(decoder), in_f32, events)
     return shallow_copy(vae, **replaced)
+
+
+def guarded_vae(vae: Any, events: Events) -> Any:
+    """A shallow copy of ``vae``, with the same weights, whose pixels are checked."""
+    return shallow_copy(vae, decoder=_Decoder(vae.decoder, None, events))
 
 
 class ClosedComponent:

@@ -1,0 +1,153 @@
+"""The pipeline that a session lends: diffusers' own, whose calls may overlap.
+
+diffusers keeps the state of a call in the pipeline and in its scheduler. Here a call that finds
+the pipeline busy runs on a copy of it with a scheduler of its own; components are shared. The
+class of the pipeline is exchanged for a subclass of it, since Python looks ``__call__`` up there.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ovtensor.errors import InputError, NonFiniteError
+from ovtensor.sdxl.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovtensor.sdxl.events import Events
+
+_STATE = "_ovtensor_lent"
+
+
+class _State:
+    """Shared by a lent pipeline and the copies of it that run."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.busy = threading.Lock()  # held while a call runs on the pipeline itself
+        self.copies: dict[int, Any] = {}  # on which other calls run, by identity
+
+
+def lend(pipe: Any, events: Events) -> Callable[[], None]:
+    """Make the calls of a pipeline safe and watched; the result undoes that."""
+    own: Any = type(pipe)
+    pipe.__dict__[_STATE] = _State(events)
+    pipe.__class__ = _lent_class(own)
+
+    def give_back() -> None:
+        pipe.__class__ = own
+        del pipe.__dict__[_STATE]
+
+    return give_back
+
+
+def copied(pipe: Any) -> Any:
+    """Another pipeline of the same components, with a scheduler of its own."""
+    other = copy.copy(pipe)
+    scheduler = pipe.scheduler
+    # As new: the state of a scheduler in use is no start for another one.
+    other.scheduler = type(scheduler).from_config(scheduler.config)
+    return other
+
+
+class _Lent:
+    """What the subclass adds; every other attribute is that of the pipeline's own class."""
+
+    __dict__: dict[str, Any]
+    _own_class: type
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state: _State = self.__dict__[_STATE]
+        if state.busy.acquire(blocking=False):
+            try:
+                return _run(self._own_class, self, state.events, args, kwargs)
+            finally:
+                state.busy.release()
+        other = copied(self)
+        state.copies[id(other)] = other
+        try:
+            return _run(self._own_class, other, state.events, args, kwargs)
+        finally:
+            del state.copies[id(other)]
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Let the pipeline's own check of its arguments raise this library's ``InputError``."""
+        try:
+            super().check_inputs(*args, **kwargs)  # type: ignore[misc]
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    @property
+    def _interrupt(self) -> bool:
+        return bool(self.__dict__.get("_interrupt", False))
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        self.__dict__["_interrupt"] = value
+        state: _State = self.__dict__[_STATE]
+        if value and id(self) not in state.copies:
+            # Set on the pipeline that everybody knows, it is for every call that runs.
+            for other in list(state.copies.values()):
+                other.__dict__["_interrupt"] = True
+
+
+class _Watch:
+    """Called at the end of each step: checks the latents, tells of the step, asks the caller's."""
+
+    def __init__(self, events: Events, callback: Any, tensors: list[str] | None) -> None:
+        self._events = events
+        self._callback = callback
+        # diffusers' own callback objects say by themselves what they want
+        wanted = getattr(callback, "tensor_inputs", tensors)
+        self._wanted = ["latents"] if wanted is None else list(wanted)
+        self.needs = list(dict.fromkeys([*self._wanted, "latents"]))
+        self._last = time.perf_counter()
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        latents = tensors["latents"]
+        steps = getattr(pipe, "num_timesteps", None)
+        if not torch.isfinite(latents).all():
+            broken = int((~torch.isfinite(latents)).sum())
+            of = "" if steps is None else f" of {steps}"
+            raise NonFiniteError(
+                f"the unet gave NaN or infinity at step {step + 1}{of} (timestep "
+                f"{float(timestep):g}): {broken} of {latents.numel()} latents; most often its "
+                f'precision is too narrow, so give unet=Backend(..., precision="f32")'
+            )
+        now = time.perf_counter()
+        event = Event("step", "finished", "unet", now - self._last, step, steps)
+        self._last = now
+        self._events.emit(event)
+        if self._callback is None:
+            return {}
+        return self._callback(pipe, step, timestep, {name: tensors[name] for name in self._wanted})
+
+
+def _run(own: Any, pipe: Any, events: Events, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a pipeline as its own class would be called, and watch its steps."""
+    signature = inspect.signature(own.__call__)
+    if "callback_on_step_end" in signature.parameters:
+        bound = signature.bind(pipe, *args, **kwargs)
+        watch = _Watch(
+            events,
+            bound.arguments.get("callback_on_step_end"),
+            bound.arguments.get("callback_on_step_end_tensor_inputs"),
+        )
+        bound.arguments["callback_on_step_end"] = watch
+        bound.arguments["callback_on_step_end_tensor_inputs"] = watch.needs
+        args, kwargs = bound.args[1:], bound.kwargs
+    return own.__call__(pipe, *args, **kwargs)
+
+
+@functools.cache
+def _lent_class(own: Any) -> type:
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own.__name__, (_Lent, own), {**names, "_own_class": own})

@@ -1,0 +1,177 @@
+"""LoRA weights, read by diffusers and fused into a component by peft."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import (
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+    recurse_remove_peft_layers,
+    scale_lora_layers,
+)
+
+from ovtensor.errors import InputError, MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+    from typing import TypeAlias
+
+    import torch
+
+    Given: TypeAlias = tuple[str | os.PathLike[str] | Mapping[str, torch.Tensor], float]
+
+ADAPTED = ("unet", "text_encoder", "text_encoder_2")
+_ADAPTER = "ovtensor"  # name of an adapter while it is being fused
+# What follows the name of the adapted layer in a key.
+_SUFFIX = re.compile(r"\.(lora|lokr|hada)_.*$")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lora:
+    """One LoRA file: per component, peft's tensors for the layers that the component has."""
+
+    name: str
+    scale: float
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    alphas: Mapping[str, float] | None
+    metadata: Mapping[str, Any] | None
+
+    def fuse(self, component: str, module: Any) -> None:
+        """Add to the weights of ``module``, in place.
+
+        Raises
+        ------
+        ModelError
+            If the tensors do not fit the layers.
+        """
+        state = {f"{component}.{key}": value for key, value in self.tensors[component].items()}
+        options = {
+            "network_alphas": dict(self.alphas) if self.alphas is not None else None,
+            "metadata": dict(self.metadata) if self.metadata is not None else None,
+            "adapter_name": _ADAPTER,
+        }
+        try:
+            if component == "unet":
+                StableDiffusionXLPipeline.load_lora_into_unet(state, unet=module, **options)
+            else:
+                StableDiffusionXLPipeline.load_lora_into_text_encoder(
+                    state, text_encoder=module, prefix=component, **options
+                )
+            scale_lora_layers(module, self.scale)
+            merge_adapters(module)
+        except Exception as error:
+            raise ModelError(
+                f"the LoRA {self.name} does not fit the {component} of this model: {error}"
+            ) from error
+
+
+def read(given: Iterable[Given], modules: Mapping[str, Any]) -> tuple[Lora, ...]:
+    """Read LoRAs for a pipeline's components; ``modules`` may be on the meta device.
+
+    Warns of tensors that belong to no layer, and lists them.
+
+    Raises
+    ------
+    InputError
+        If something is no pair of a file and a scale.
+    ModelError
+        If a file cannot be read, or none of its tensors belongs to a layer.
+    MissingExtraError
+        If peft is not installed.
+    """
+    loras = []
+    for entry in given:
+        try:
+            source, scale = entry
+            scale = float(scale)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"loras takes pairs of a path or state dict and a scale, not {entry!r:.80}; "
+                f'such as loras=[("style.safetensors", 0.8)]'
+            ) from error
+        loras.append(_read(source, scale, modules))
+    return tuple(loras)
+
+
+def has_adapters(module: torch.nn.Module) -> bool:
+    """Whether peft has put adapters into a module."""
+    return any(_is_adapter(layer) for layer in module.modules())
+
+
+def merge_adapters(module: Any) -> None:
+    """Merge adapters into the weights as far as they are active, and take peft's layers out."""
+    for layer in module.modules():
+        if _is_adapter(layer) and not layer.disable_adapters:
+            layer.merge(safe_merge=True)
+    recurse_remove_peft_layers(module)
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+        module._hf_peft_config_loaded = False  # noqa: SLF001 - as diffusers' unload_lora does
+
+
+def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
+    name = "(a state dict)" if hasattr(source, "items") else repr(str(source))
+    try:
+        import peft  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            'loras need peft, which is not installed: pip install "ovtensor[lora]"', name="peft"
+        ) from error
+    try:
+        state, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
+            dict(source) if hasattr(source, "items") else str(source),
+            unet_config=modules["unet"].config,
+            return_lora_metadata=True,
+        )
+    except Exception as error:
+        raise ModelError(f"the LoRA {name} could not be read: {error}") from error
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    unmatched = []
+    for component, module in modules.items():
+        prefix = f"{component}."
+        own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+        if not own:
+            continue
+        convert = (
+            convert_unet_state_dict_to_peft if component == "unet" else convert_state_dict_to_peft
+        )
+        layers = {layer for layer, _ in module.named_modules()}
+        for key, tensor in convert(own).items():
+            layer = _SUFFIX.sub("", key)
+            # transformers 5 took one level out of CLIPTextModel; diffusers maps such keys.
+            if layer in layers or layer.removeprefix("text_model.") in layers:
+                tensors.setdefault(component, {})[key] = tensor
+            else:
+                unmatched.append(prefix + key)
+    unmatched += [key for key in state if not key.startswith(tuple(f"{name}." for name in modules))]
+    if not tensors:
+        raise ModelError(
+            f"none of the {len(state)} tensors of the LoRA {name} belongs to a layer of this "
+            f"model{_listing(unmatched)}; is it for another kind of model?"
+        )
+    if unmatched:
+        warnings.warn(
+            f"{len(unmatched)} tensors of the LoRA {name} belong to no layer of this model and "
+            f"are left out{_listing(unmatched)}",
+            stacklevel=2,
+        )
+    return Lora(name, scale, tensors, alphas, metadata)
+
+
+def _is_adapter(layer: Any) -> bool:
+    # Without peft in memory no layer can be one of its own.
+    import sys
+
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return tuners is not None and isinstance(layer, tuners.BaseTunerLayer)
+
+
+def _listing(keys: list[str]) -> str:
+    shown = ", ".join(keys[:8])
+    return f": {shown}{', ...' if len(keys) > 8 else ''}" if keys else ""

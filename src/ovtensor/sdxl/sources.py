@@ -1,0 +1,147 @@
+"""Where the weights of a component come from: a folder, or a module that the caller has.
+
+Both kinds can show a component without its weights, which is all that a stand-in and a compiled
+model need; the weights themselves are loaded when there is something to convert.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ovtensor.errors import ModelError
+from ovtensor.sdxl.lora import has_adapters, merge_adapters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ovtensor.sdxl.lora import Lora
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+class Source(Protocol):
+    """The weights of one component."""
+
+    @property
+    def skeleton(self) -> Any:
+        """The component, whose tensors may have no values."""
+        ...
+
+    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
+        """The component with weights in ``dtype`` and LoRAs fused in; the caller's is not changed.
+
+        Without LoRAs and of the right dtype it can be the caller's own module.
+        """
+        ...
+
+
+class FolderSource:
+    """A component's folder in a saved pipeline."""
+
+    def __init__(self, name: str, folder: Path, library: str, kind: str) -> None:
+        self._name = name
+        self.folder = folder
+        self._class: Any = getattr(importlib.import_module(library), kind)
+        try:
+            with torch.device("meta"):  # makes the layers and none of their weights
+                if library == "diffusers":
+                    config = self._class.load_config(folder)
+                    self._skeleton = self._class.from_config(config)
+                else:
+                    config = self._class.config_class.from_pretrained(folder)
+                    self._skeleton = self._class(config)
+        except Exception as error:
+            raise ModelError(f"the config in {str(folder)!r} makes no {kind}: {error}") from error
+        self._skeleton.eval()
+
+    @property
+    def skeleton(self) -> Any:
+        """See :class:`Source`."""
+        return self._skeleton
+
+    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
+        """See :class:`Source`."""
+        try:
+            module = self._class.from_pretrained(
+                self.folder, dtype=dtype, variant=variant_of(self.folder)
+            )
+        except Exception as error:
+            raise ModelError(f"the weights in {str(self.folder)!r} do not load: {error}") from error
+        # from_pretrained keeps some modules of text encoders in float32 where the config says so.
+        module = with_dtype(module, dtype)
+        for lora in loras:
+            lora.fuse(self._name, module)
+        return module
+
+
+class ModuleSource:
+    """A module of the caller's; adapters that peft has put into it are converted in effect."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self._name = name
+        self._module = module
+
+    @property
+    def skeleton(self) -> Any:
+        """See :class:`Source`."""
+        return self._module
+
+    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
+        """See :class:`Source`."""
+        adapters = has_adapters(self._module)
+        module = with_dtype(self._module, dtype, own=bool(adapters or loras))
+        if adapters:
+            merge_adapters(module)
+        for lora in loras:
+            lora.fuse(self._name, module)
+        return module
+
+
+def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
+    """``module`` itself if it has the dtype already, else a copy; the original is not touched.
+
+    The copy shares the tensors that need no change, unless it shall ``own`` all of them.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    changed = [t for t in tensors if own or (t.is_floating_point() and t.dtype != dtype)]
+    if not changed:
+        return module
+    # What deepcopy finds in its memo it takes as copied: no tensor is copied in the old dtype.
+    memo = {id(tensor): tensor for tensor in tensors}
+    for tensor in changed:
+        cast = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        memo[id(tensor)] = (
+            torch.nn.Parameter(cast, requires_grad=False)
+            if isinstance(tensor, torch.nn.Parameter)
+            else cast
+        )
+    return copy.deepcopy(module, memo)
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant that a folder of weights holds if it lacks the plain one, such as ``"fp16"``."""
+    names = [path.name for kind in WEIGHTS for path in folder.glob(kind)]
+    plain = ("diffusion_pytorch_model", "model", "pytorch_model")
+    for name in names:
+        stem = name.partition(".")[0].partition("-0")[0]
+        if stem in plain and name.count(".") == 1:
+            return None
+    variants = {name.split(".")[1].partition("-0")[0] for name in names if name.count(".") == 2}
+    return min(variants) if variants else None
+
+
+def folder_sources(model: Path, names: Sequence[str]) -> dict[str, FolderSource]:
+    """The sources of a saved pipeline's components, of those that diffusers can load by itself."""
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    sources = {}
+    for name in names:
+        library, kind = index.get(name, (None, None))
+        if library in ("diffusers", "transformers"):
+            sources[name] = FolderSource(name, model / name, library, kind)
+    return sources
