@@ -23,6 +23,7 @@ _LAZY = {
     "tree_to_openvino": "ovtensor._tree",
     "register_route": "ovtensor._registry",
     "release_weights": "ovtensor.weights",
+    "ModelCache": "ovtensor.cache",
     "Backend": "ovtensor.sdxl",
     "sdxl_pipeline": "ovtensor.sdxl",
     "split_backends": "ovtensor.sdxl",
@@ -35,7 +36,18 @@ _LAZY = {
 
 # what the extras bring, and so what may be missing
 _EXTRA_PACKAGES = frozenset(
-    ("torch", "openvino", "diffusers", "transformers", "safetensors", "tqdm", "PIL")
+    (
+        "torch",
+        "openvino",
+        "diffusers",
+        "transformers",
+        "safetensors",
+        "tqdm",
+        "PIL",
+        "filelock",
+        "platformdirs",
+        "xxhash",
+    )
 )
 
 __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
@@ -52,6 +64,7 @@ if TYPE_CHECKING:
     from ovtensor._tree import tree_to_numpy as tree_to_numpy
     from ovtensor._tree import tree_to_openvino as tree_to_openvino
     from ovtensor._tree import tree_to_torch as tree_to_torch
+    from ovtensor.cache import ModelCache as ModelCache
     from ovtensor.diffusers import is_patched as is_patched
     from ovtensor.diffusers import patch_diffusers as patch_diffusers
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path

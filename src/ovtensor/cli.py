@@ -1,4 +1,4 @@
-"""The command line: ``ovtensor demo`` and ``ovtensor generate``.
+"""The command line: ``ovtensor demo``, ``ovtensor generate`` and ``ovtensor cache``.
 
 Exit status 0 for success, 2 with one line on standard error for arguments that cannot be right,
 1 for a run that failed.
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import ovtensor
+from ovtensor import cli_cache
 from ovtensor.errors import InputError, OvtensorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from PIL import Image
 
@@ -37,11 +38,8 @@ DEMO_GUIDANCE = 2.0  # draws the embedded model's cleanest shapes
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = _parser().parse_args(argv)
-    quiet = args.quiet or not sys.stdout.isatty()
     try:
-        _check_target(args.out)
-        with _library_noise(quiet):
-            return int(args.run(args, quiet))
+        return int(args.run(args))
     except InputError as error:
         print(f"ovtensor: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -79,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=Path, default=Path("ovtensor-demo.png"), help="(default: ovtensor-demo.png)"
     )
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_drawing(_demo))
 
     generate = commands.add_parser(
         "generate",
@@ -105,8 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--out", type=Path, default=Path("ovtensor.png"), help="(default: ovtensor.png)"
     )
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=_drawing(_generate))
+
+    cli_cache.add_commands(commands)
     return parser
+
+
+def _drawing(draw: Callable[[argparse.Namespace, bool], int]) -> Callable[..., int]:
+    """What the commands have in common that write a picture."""
+
+    def run(args: argparse.Namespace) -> int:
+        quiet = args.quiet or not sys.stdout.isatty()
+        _check_target(args.out)
+        with _library_noise(quiet):
+            return draw(args, quiet)
+
+    return run
 
 
 def _demo(args: argparse.Namespace, quiet: bool) -> int:

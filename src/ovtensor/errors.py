@@ -15,6 +15,8 @@
     |  `- ParityError                       a compiled component does not compute what torch does
     `- SessionClosedError (RuntimeError)    use after the ``with`` block was left
 
+    CacheWarning (UserWarning)              a model cache, or an entry of one, cannot be used
+
 Catch :class:`OvtensorError` for all of them, or the builtin in parentheses where code already
 does. A message says what was given, what was wanted and one thing to do about it.
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "CacheWarning",
     "ComponentError",
     "ConversionError",
     "DatalessTensorError",
@@ -91,3 +94,7 @@ class ParityError(ComponentError):
 
 class SessionClosedError(OvtensorError, RuntimeError):
     """A pipeline was used after the ``with`` block that owns its compiled models was left."""
+
+
+class CacheWarning(UserWarning):
+    """A model cache or one of its entries cannot be used; the result is right all the same."""

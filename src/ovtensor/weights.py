@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ovtensor._convert import describe
+from ovtensor._disk import temporary_folder
 from ovtensor.errors import DatalessTensorError, InputError
 
 __all__ = ["release_weights"]
@@ -183,9 +184,7 @@ def _back(block: _Block, mapping: mmap.mmap, begin: int) -> None:
 
 def _folder(folder: str | os.PathLike[str] | None) -> Path:
     if folder is None:
-        on_disk = Path("/var/tmp")
-        writable = on_disk.is_dir() and os.access(on_disk, os.W_OK)
-        return on_disk if writable else Path(tempfile.gettempdir())
+        return temporary_folder()
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"the folder {str(path)!r} does not exist; make it first")
