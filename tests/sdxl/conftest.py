@@ -35,9 +35,7 @@ def refiner(eager_pipeline, tmp_path_factory):
     width = eager_pipeline.text_encoder_2.config.hidden_size
     pooled = eager_pipeline.text_encoder_2.config.projection_dim
     config["cross_attention_dim"] = width
-    config["projection_class_embeddings_input_dim"] = (
-        pooled + 5 * config["addition_time_embed_dim"]
-    )
+    config["projection_class_embeddings_input_dim"] = pooled + 5 * config["addition_time_embed_dim"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_config(config).eval()

@@ -8,8 +8,8 @@ import openvino as ov
 import pytest
 import torch
 
-from ovtensor.errors import ComponentError
 from ovtensor.cache import ScratchStore
+from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner
@@ -30,8 +30,9 @@ def pipe():
 
 def compiled(graph, precision="f32"):
     backend = Backend("openvino", precision=precision)
-    entry = ScratchStore().open({}, lambda folder: ir.write(graph, backend, folder))
-    return OpenVINORunner(graph, entry, backend, Events(None))
+    store = ScratchStore()
+    entry = store.open({}, lambda folder: ir.write(graph, backend, folder))
+    return OpenVINORunner(graph, entry, store, backend, Events(None))
 
 
 @pytest.fixture(scope="module")

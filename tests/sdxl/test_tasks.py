@@ -253,6 +253,7 @@ def test_static_shapes_keep_the_four_last_used(eager_pipeline, converted):
     with ovtensor.split_backends(
         eager_pipeline, unet=static, vae=static, text_encoders=static, cache=converted
     ) as pipe:
+
         def compiles() -> int:
             return next(row.compiles for row in pipe.ovtensor.report() if row.component == "unet")
 

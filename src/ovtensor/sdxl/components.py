@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir
+from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.report import ComponentReport, Report
 from ovtensor.sdxl.runners import DeferredRunner, OpenVINORunner, Runner, RunnerStats, TorchRunner
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Protocol
 
-    from ovtensor.cache import Store
     from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.lora import Lora
     from ovtensor.sdxl.sources import Source
@@ -154,12 +155,15 @@ class Builder:
                 ir.write(make(module), backend, folder)
 
         start = time.perf_counter()
-        entry = self._store.open({}, write)
+        facts = self._facts(name, graph.name, backend, loras)
+        store = ScratchStore() if facts is None else self._store
+        entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
         seconds = time.perf_counter() - start
         try:
-            runner = OpenVINORunner(graph, entry, backend, self._events)
+            runner = OpenVINORunner(graph, entry, store, backend, self._events)
             runner.stats.convert_seconds = seconds
-            runner.stats.cache = "off"
+            if entry.key:
+                runner.stats.cache = "hit" if entry.hit else "miss"
             rounded = backend.precision != "f32" or backend.weights is not None
             if rounded if self._verify is None else self._verify:
                 given, expected = ir.reference(entry.folder)
@@ -169,6 +173,24 @@ class Builder:
             entry.close()
             raise
         return runner
+
+    def _facts(
+        self, name: str, graph: str, backend: Backend, loras: Sequence[Lora]
+    ) -> dict[str, Any] | None:
+        """Everything that can change a number of a converted graph; None if that is not known."""
+        weights = self._sources[name].facts(self._store)
+        if weights is None:
+            return None
+        return {
+            "kind": "ir",
+            "format": ir.FORMAT,
+            "graph": graph,
+            "weights": weights,
+            "loras": [lora.facts(name, self._store) for lora in loras],
+            "precision": backend.precision,
+            "compression": backend.weights,
+            "versions": versions(),
+        }
 
     def _row(self, name: str) -> ComponentReport:
         backend = self._backends[name]

@@ -7,6 +7,8 @@ conversion takes: torch's weights can go before the compilation starts.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,15 +19,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ovtensor.errors import ComponentError, MissingExtraError
-from ovtensor.sdxl.spec import Backend, core
+from ovtensor.sdxl.spec import Backend, core, device_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ovtensor.cache import Entry, Store
     from ovtensor.sdxl.graphs import Graph
 
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
+BLOB = "compiled.blob"
+# Goes up when the same weights are written as another model, so that caches start anew.
+FORMAT = 1
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
@@ -44,7 +50,7 @@ def write(graph: Graph, backend: Backend, folder: Path) -> None:
         If the files cannot be written.
     """
     inputs = graph.probe()
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(graph.module):
         outputs = graph.module(*inputs)
     tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
     tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
@@ -71,8 +77,7 @@ def convert(graph: Graph) -> ov.Model:
     ComponentError
         If OpenVINO cannot convert it.
     """
-    modes = {module: module.training for module in graph.module.modules()}
-    with _tracing, warnings.catch_warnings(), torch.no_grad():
+    with _tracing, warnings.catch_warnings(), torch.no_grad(), _evaluating(graph.module):
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
         try:
@@ -83,9 +88,6 @@ def convert(graph: Graph) -> ov.Model:
             )
         except Exception as error:
             raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
-        finally:
-            for module, training in modes.items():  # conversion switches to evaluation
-                module.training = training
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({entry.name})
     return model
@@ -97,15 +99,67 @@ def properties(backend: Backend) -> dict[str, Any]:
 
 
 def compile_for(
-    name: str, folder: Path, backend: Backend, shapes: Sequence[tuple[int, ...]] | None
+    name: str,
+    entry: Entry,
+    store: Store,
+    backend: Backend,
+    shapes: Sequence[tuple[int, ...]] | None,
 ) -> ov.CompiledModel:
-    """Compile what :func:`write` left in ``folder``, for any shapes or for given ones.
+    """Compile what :func:`write` left in ``entry``, for any shapes or for given ones.
+
+    If the entry is in a cache, so is the compiled model: as a blob that takes the weights from
+    the entry, where the device can write one.
 
     Raises
     ------
     ComponentError
         If OpenVINO cannot, or would run it on another device than the one that was asked for.
     """
+    if not entry.key or not _writes_blobs(backend.device):
+        return _compiled(name, entry.folder, backend, shapes, properties(backend))
+    given = {"CACHE_MODE": "OPTIMIZE_SIZE", **properties(backend)}
+    facts = {
+        "kind": "blob",
+        "graph": name,
+        "device": _device_facts(backend.device),
+        "properties": {key: str(value) for key, value in given.items()},
+        "shapes": None if shapes is None else [list(shape) for shape in shapes],
+        "openvino": ov.__version__,
+    }
+    fresh: list[ov.CompiledModel] = []
+
+    def build(folder: Path) -> None:
+        fresh.append(_compiled(name, entry.folder, backend, shapes, given))
+        stream = io.BytesIO()
+        fresh[0].export_model(stream)
+        (folder / BLOB).write_bytes(stream.getbuffer())
+
+    with store.open(
+        facts, build, base=entry, label=f"{name} compiled for {backend.device}"
+    ) as blob:
+        if fresh:
+            return fresh[0]
+        try:
+            # The blob holds no properties: they have to be those of the compilation.
+            compiled = core().import_model(
+                (blob.folder / BLOB).read_bytes(),
+                backend.device,
+                {**given, "WEIGHTS_PATH": str(entry.folder / WEIGHTS)},
+            )
+            demand_device(name, compiled, backend)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is another way
+            blob.reject(f"OpenVINO does not take the compiled {name}: {error}")
+            return _compiled(name, entry.folder, backend, shapes, given)
+        return compiled
+
+
+def _compiled(
+    name: str,
+    folder: Path,
+    backend: Backend,
+    shapes: Sequence[tuple[int, ...]] | None,
+    given: Mapping[str, Any],
+) -> ov.CompiledModel:
     try:
         model = core().read_model(folder / MODEL)
         if shapes is not None:
@@ -115,14 +169,26 @@ def compile_for(
                     for port, shape in zip(model.inputs, shapes, strict=True)
                 }
             )
-        compiled = core().compile_model(model, backend.device, properties(backend))
+        compiled = core().compile_model(model, backend.device, dict(given))
     except Exception as error:
         raise ComponentError(
-            f"OpenVINO could not compile {name} for {backend.device} with "
-            f"{properties(backend)}: {error}"
+            f"OpenVINO could not compile {name} for {backend.device} with {dict(given)}: {error}"
         ) from error
     demand_device(name, compiled, backend)
     return compiled
+
+
+def _writes_blobs(device: str) -> bool:
+    capabilities = device_properties(device).get("OPTIMIZATION_CAPABILITIES", ())
+    return "EXPORT_IMPORT" in capabilities
+
+
+def _device_facts(device: str) -> dict[str, str]:
+    """What tells a device and its driver from others, as far as it says so."""
+    told = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION", "UUID")
+    return {
+        key: str(value) for key, value in device_properties(device).items() if key.endswith(told)
+    }
 
 
 def demand_device(name: str, compiled: ov.CompiledModel, backend: Backend) -> None:
@@ -158,6 +224,18 @@ def reference(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tenso
 def numpy_dtype(example: torch.Tensor) -> np.dtype[np.generic]:
     """The dtype that a converted graph wants where it was traced with ``example``."""
     return np.dtype(np.float32 if example.is_floating_point() else np.int64)
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Switch to evaluation, as a conversion does by itself, and back: it may be the caller's."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _with_int8_weights(model: ov.Model) -> ov.Model:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ovtensor.cache import Store
+
     Given: TypeAlias = tuple[str | os.PathLike[str] | Mapping[str, torch.Tensor], float]
 
 ADAPTED = ("unet", "text_encoder", "text_encoder_2")
@@ -41,6 +45,13 @@ class Lora:
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     alphas: Mapping[str, float] | None
     metadata: Mapping[str, Any] | None
+
+    def facts(self, component: str, store: Store) -> list[Any]:
+        """What tells the effect on a component from all others."""
+        alphas = sorted((self.alphas or {}).items())
+        metadata = json.dumps(dict(self.metadata or {}), sort_keys=True, default=str)
+        tensors = store.fingerprint_tensors(sorted(self.tensors[component].items()))
+        return [tensors, repr(self.scale), repr(alphas), metadata]
 
     def fuse(self, component: str, module: Any) -> None:
         """Add to the weights of ``module``, in place.
@@ -166,8 +177,6 @@ def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
 
 def _is_adapter(layer: Any) -> bool:
     # Without peft in memory no layer can be one of its own.
-    import sys
-
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     return tuners is not None and isinstance(layer, tuners.BaseTunerLayer)
 

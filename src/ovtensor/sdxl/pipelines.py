@@ -165,8 +165,8 @@ def split_backends(
     ...     pipe is own, pipe.ovtensor.report()[-1].backend
     (True, 'openvino')
     """
-    return sdxl_pipeline(  # type: ignore[no-any-return]
-        pipe,  # type: ignore[arg-type]
+    return sdxl_pipeline(
+        pipe,
         unet=unet,
         vae=vae,
         text_encoders=text_encoders,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import openvino as ov
 
-    from ovtensor.cache import Entry
+    from ovtensor.cache import Entry, Store
     from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.graphs import Graph
     from ovtensor.sdxl.spec import Backend
@@ -164,13 +164,16 @@ class OpenVINORunner:
     call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
     """
 
-    def __init__(self, graph: Graph, entry: Entry, backend: Backend, events: Events) -> None:
+    def __init__(
+        self, graph: Graph, entry: Entry, store: Store, backend: Backend, events: Events
+    ) -> None:
         self.name = graph.name
         self.backend = backend
         self.stats = RunnerStats(weight_bytes=(entry.folder / ir.WEIGHTS).stat().st_size)
         self._shortest_keys = graph.shortest_keys
         self._dtypes = [ir.numpy_dtype(entry.example) for entry in graph.inputs]
         self._entry = entry
+        self._store = store
         self._events = events
         self._changing = threading.Lock()  # of what is below, and of the counts
         self._compiled: collections.OrderedDict[object, _Requests] = collections.OrderedDict()
@@ -221,7 +224,7 @@ class OpenVINORunner:
                 return self._compiled[shapes]
             start = time.perf_counter()
             with self._events.stage("compile", self.name):
-                compiled = ir.compile_for(self.name, self._entry.folder, self.backend, shapes)
+                compiled = ir.compile_for(self.name, self._entry, self._store, self.backend, shapes)
             self.stats.compile_seconds += time.perf_counter() - start
             self.stats.compiles += 1
             self.stats.execution_devices = tuple(ir.execution_devices(compiled))

@@ -12,7 +12,7 @@ import inspect
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import torch
 
@@ -84,7 +84,7 @@ class Session(Generic[Pipe]):
             undo.callback(self._mark_closed)
             pipe = self._open(undo)
             self._undo = undo.pop_all()
-        return pipe
+        return cast("Pipe", pipe)
 
     def __exit__(
         self,
@@ -134,7 +134,7 @@ class Session(Generic[Pipe]):
     def _mark_closed(self) -> None:
         self._state = "CLOSED"
 
-    def _open(self, undo: contextlib.ExitStack) -> Pipe:
+    def _open(self, undo: contextlib.ExitStack) -> Any:
         owned = isinstance(self._model, str | os.PathLike)
         with self._events.bar(_disabled(self._progress)):
             pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
@@ -185,7 +185,7 @@ class Session(Generic[Pipe]):
             )
         undo.callback(_release, pipe)
         pipe.set_progress_bar_config(disable=_disabled(self._progress))
-        return pipe, {**_module_sources(pipe), **converted}
+        return pipe, {**_module_sources(pipe, owned=True), **converted}
 
     def _borrowed(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:  # noqa: ARG002
         """The caller's pipeline."""
@@ -201,16 +201,16 @@ class Session(Generic[Pipe]):
                 f"the pipeline is a {type(pipe).__qualname__} already; make another one with "
                 f"{self._task.__qualname__}.from_pipe(pipe), or pass the model's folder"
             )
-        return pipe, _module_sources(pipe)
+        return pipe, _module_sources(pipe, owned=False)
 
     def _close_clones(self) -> None:
         for clone in self._clones:
             _release(clone)
 
 
-def _module_sources(pipe: Any) -> dict[str, Source]:
+def _module_sources(pipe: Any, *, owned: bool) -> dict[str, Source]:
     return {
-        name: ModuleSource(name, getattr(pipe, name))
+        name: ModuleSource(name, getattr(pipe, name), owned=owned)
         for name in COMPONENTS
         if getattr(pipe, name, None) is not None
     }

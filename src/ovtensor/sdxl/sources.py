@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
+from ovtensor.sdxl.identity import config_of, structure
 from ovtensor.sdxl.lora import has_adapters, merge_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ovtensor.cache import Store
     from ovtensor.sdxl.lora import Lora
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -40,13 +43,17 @@ class Source(Protocol):
         """
         ...
 
+    def facts(self, store: Store) -> dict[str, Any] | None:
+        """What tells these weights from all others, or None if nothing can."""
+        ...
+
 
 class FolderSource:
     """A component's folder in a saved pipeline."""
 
     def __init__(self, name: str, folder: Path, library: str, kind: str) -> None:
         self._name = name
-        self.folder = folder
+        self._folder = folder
         self._class: Any = getattr(importlib.import_module(library), kind)
         try:
             with torch.device("meta"):  # makes the layers and none of their weights
@@ -69,23 +76,38 @@ class FolderSource:
         """See :class:`Source`."""
         try:
             module = self._class.from_pretrained(
-                self.folder, dtype=dtype, variant=variant_of(self.folder)
+                self._folder, dtype=dtype, variant=variant_of(self._folder)
             )
         except Exception as error:
-            raise ModelError(f"the weights in {str(self.folder)!r} do not load: {error}") from error
+            raise ModelError(
+                f"the weights in {str(self._folder)!r} do not load: {error}"
+            ) from error
         # from_pretrained keeps some modules of text encoders in float32 where the config says so.
         module = with_dtype(module, dtype)
         for lora in loras:
             lora.fuse(self._name, module)
         return module
 
+    def facts(self, store: Store) -> dict[str, Any]:
+        """See :class:`Source`; a hash of the files, which need not be read if they are known."""
+        files = sorted(path for kind in WEIGHTS for path in self._folder.glob(kind))
+        return {
+            "class": qualified_name(self._class),
+            "config": config_of(self._skeleton),
+            "files": store.fingerprint_files(files),
+        }
+
 
 class ModuleSource:
-    """A module of the caller's; adapters that peft has put into it are converted in effect."""
+    """A module in memory; adapters that peft has put into it are converted in effect.
 
-    def __init__(self, name: str, module: Any) -> None:
+    One that is not ``owned`` is the caller's and never changed.
+    """
+
+    def __init__(self, name: str, module: Any, *, owned: bool) -> None:
         self._name = name
         self._module = module
+        self._owned = owned
 
     @property
     def skeleton(self) -> Any:
@@ -95,12 +117,26 @@ class ModuleSource:
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
         """See :class:`Source`."""
         adapters = has_adapters(self._module)
-        module = with_dtype(self._module, dtype, own=bool(adapters or loras))
+        changes = bool(adapters or loras) and not self._owned
+        module = with_dtype(self._module, dtype, own=changes)
         if adapters:
             merge_adapters(module)
         for lora in loras:
             lora.fuse(self._name, module)
         return module
+
+    def facts(self, store: Store) -> dict[str, Any] | None:
+        """See :class:`Source`; a hash of the memory."""
+        described = structure(self._module)
+        if described is None:
+            return None
+        tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
+        return {
+            "class": qualified_name(type(self._module)),
+            "config": config_of(self._module),
+            "structure": described,
+            "tensors": store.fingerprint_tensors(tensors),
+        }
 
 
 def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:

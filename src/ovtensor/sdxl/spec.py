@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from types import MappingProxyType
@@ -143,6 +144,19 @@ def resolve(backend: Backend, component: str) -> Backend:
             f'precision="auto"'
         )
     return backend
+
+
+def device_properties(device: str) -> dict[str, Any]:
+    """All that a device says of itself; nothing for a virtual one such as ``"AUTO"``."""
+    if device.partition(":")[0] in _VIRTUAL_DEVICES:
+        return {}
+    names = core().get_property(device, "SUPPORTED_PROPERTIES")
+    found = {}
+    for name in names:
+        # Some are known and yet have no value, or none that Python can show.
+        with contextlib.suppress(RuntimeError, TypeError):
+            found[str(name)] = core().get_property(device, name)
+    return found
 
 
 def torch_dtype(precision: str) -> torch.dtype:

@@ -1,0 +1,80 @@
+"""What a module computes, apart from its tensors: for finding its conversion in a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+from typing import Any
+
+import torch
+
+from ovtensor._host import qualified_name
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Attributes that every module has, and others that say nothing about results.
+_SILENT = frozenset(vars(torch.nn.Module())) | {
+    "_internal_dict",  # the config, which is told by itself
+    "_is_hf_initialized",
+    "gradient_checkpointing",
+    "name_or_path",
+}
+
+
+def structure(module: torch.nn.Module) -> str | None:
+    """A hash of the classes and plain attributes of a module and all within.
+
+    That takes in what frontends set by hand: attention processors, FreeU's factors, chunk sizes,
+    the scales of adapters. None if something was put in by hand that has no such description: a
+    replaced ``forward`` or a hook.
+    """
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        if "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS):
+            return None
+        described = [
+            (key, told)
+            for key, value in sorted(vars(part).items())
+            if key not in _SILENT and (told := _described(value)) is not ...
+        ]
+        digest.update(json.dumps([name, qualified_name(type(part)), described]).encode())
+    return digest.hexdigest()
+
+
+def config_of(module: Any) -> Any:
+    """A component's config as JSON has it, without where it came from and what saved it."""
+    config = module.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    told = {key: value for key, value in values.items() if not key.startswith("_")}
+    told.pop("transformers_version", None)
+    return json.loads(json.dumps(told, default=str))
+
+
+def versions() -> dict[str, str]:
+    """Versions of whatever takes part in a conversion."""
+    packages = ("ovtensor", "torch", "diffusers", "transformers", "openvino", "peft", "nncf")
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _described(value: Any, depth: int = 0) -> Any:
+    """A value as JSON has it, or ``...`` for what computes nothing."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value) if isinstance(value, float) else value
+    if depth == 3:
+        return ...
+    if isinstance(value, list | tuple):
+        return [part for entry in value if (part := _described(entry, depth + 1)) is not ...]
+    if isinstance(value, dict):
+        pairs = ((str(key), _described(entry, depth + 1)) for key, entry in value.items())
+        return dict(sorted(pair for pair in pairs if pair[1] is not ...))
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if hasattr(value, "__dict__") and callable(value):  # an attention processor, an activation
+        own = _described(vars(value), depth + 1) if not isinstance(value, type) else {}
+        return [qualified_name(value if isinstance(value, type) else type(value)), own]
+    return ...
