@@ -109,16 +109,16 @@ def test_a_broken_text_encoder_is_named():
 
 def test_a_component_that_computes_something_else_is_refused(eager_pipeline, monkeypatch):
     """As a device with a faulty kernel would do; there is none here, so the weights are changed."""
-    write, components = ir.write, dict(eager_pipeline.components)
+    convert, components = ir.convert, dict(eager_pipeline.components)
+    changed = []  # alive until the model is written, as the right one is
 
-    def write_something_else(graph, backend, folder):
-        write(graph, backend, folder)
-        weights = folder / ir.WEIGHTS
-        content = np.frombuffer(weights.read_bytes(), np.float32).copy()
-        content[: len(content) // 2] *= 1.5
-        weights.write_bytes(content.tobytes())
+    def convert_something_else(graph):
+        changed.append(copy.deepcopy(graph.module))
+        with torch.no_grad():
+            changed[-1].unet.conv_out.weight[0] *= -1  # the sign of one of four channels
+        return convert(dataclasses.replace(graph, module=changed[-1]))
 
-    monkeypatch.setattr(ir, "write", write_something_else)
+    monkeypatch.setattr(ir, "convert", convert_something_else)
     with pytest.raises(
         ParityError, match=r"unet on CPU in f32 .* cosine similarity of 0\.\d+ \(wanted 0\.9999\)"
     ):

@@ -81,8 +81,11 @@ def test_it_is_the_pipeline_in_everything_else(split, eager_pipeline):
     assert kind.__name__ == "StableDiffusionXLPipeline"
     assert kind.__module__ == StableDiffusionXLPipeline.__module__
     assert set(split.components) == set(eager_pipeline.components)
-    with pytest.raises(TypeError, match="no_such_argument"):
-        split(SCENES[0].prompt, no_such_argument=1)
+    with pytest.raises(InputError, match="Provide either `prompt` or `prompt_embeds`"):
+        split()
+    positional = split([SCENES[0].prompt], None, 128, 128, 1).images
+    named = split(prompt=[SCENES[0].prompt], height=128, width=128, num_inference_steps=1).images
+    assert positional[0].size == named[0].size
     with pytest.raises(InputError, match="callback_on_step_end_tensor_inputs"):
         split(SCENES[0].prompt, callback_on_step_end_tensor_inputs=["nothing"])
 

@@ -10,7 +10,7 @@ import torch
 
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl import graphs, ir
+from ovtensor.sdxl import graphs, ir, memory
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.report import ComponentReport, Report
@@ -158,6 +158,8 @@ class Builder:
         facts = self._facts(name, graph.name, backend, loras)
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
+        if not entry.hit:  # so that torch's weights make room for the compilation
+            memory.give_back()
         seconds = time.perf_counter() - start
         try:
             runner = OpenVINORunner(graph, entry, store, backend, self._events)

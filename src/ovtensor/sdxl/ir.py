@@ -43,11 +43,9 @@ def write(graph: Graph, backend: Backend, folder: Path) -> None:
     Raises
     ------
     ComponentError
-        If OpenVINO cannot convert it.
+        If OpenVINO cannot convert it, or cannot write its files.
     MissingExtraError
         If ``backend.weights`` is ``"int8"`` and nncf is not installed.
-    OSError
-        If the files cannot be written.
     """
     inputs = graph.probe()
     with torch.no_grad(), _evaluating(graph.module):
@@ -62,8 +60,9 @@ def write(graph: Graph, backend: Backend, folder: Path) -> None:
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(
-            f"OpenVINO could not write {graph.name} to {str(folder)!r}: {error}"
+        raise ComponentError(
+            f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "
+            f"disk is full: {error}"
         ) from error
 
 
@@ -80,10 +79,15 @@ def convert(graph: Graph) -> ov.Model:
     with _tracing, warnings.catch_warnings(), torch.no_grad(), _evaluating(graph.module):
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
+        examples = tuple(entry.example for entry in graph.inputs)
         try:
+            # Left to itself, convert_model traces with torch's own check, which runs the module
+            # three times more. The parity check compares what is computed in the end.
+            trace: Any = torch.jit.trace
+            traced = trace(graph.module, examples, check_trace=False, strict=False)
             model = ov.convert_model(
-                graph.module,
-                example_input=tuple(entry.example for entry in graph.inputs),
+                traced,
+                example_input=examples,
                 input=[ov.PartialShape(list(entry.shape)) for entry in graph.inputs],
             )
         except Exception as error:

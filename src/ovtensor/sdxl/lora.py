@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import (
+    convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
     recurse_remove_peft_layers,
@@ -149,11 +150,8 @@ def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
         own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
         if not own:
             continue
-        convert = (
-            convert_unet_state_dict_to_peft if component == "unet" else convert_state_dict_to_peft
-        )
         layers = {layer for layer, _ in module.named_modules()}
-        for key, tensor in convert(own).items():
+        for key, tensor in _in_peft_format(component, own).items():
             layer = _SUFFIX.sub("", key)
             # transformers 5 took one level out of CLIPTextModel; diffusers maps such keys.
             if layer in layers or layer.removeprefix("text_model.") in layers:
@@ -173,6 +171,16 @@ def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
             stacklevel=2,
         )
     return Lora(name, scale, tensors, alphas, metadata)
+
+
+def _in_peft_format(component: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Convert as diffusers does when it loads: UNet and text encoders have formats of their own."""
+    converted: dict[str, torch.Tensor] = (
+        convert_unet_state_dict_to_peft(state)
+        if component == "unet"
+        else convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
+    )
+    return converted
 
 
 def _is_adapter(layer: Any) -> bool:

@@ -11,9 +11,8 @@ from typing import Any
 def give_back() -> None:
     """Collect garbage and return the pages that the allocator keeps for later, where it can.
 
-    After a model of gigabytes was freed, glibc holds on to much of it: half a gigabyte for a
-    model of a hundred megabytes is common. Other systems' allocators give pages back by
-    themselves.
+    glibc keeps freed tensors of up to 32 MB in its heap: of a module of 420 MB it held 450 MB
+    until it was asked. Other systems' allocators are not asked.
     """
     gc.collect()
     if (trim := _malloc_trim()) is not None:

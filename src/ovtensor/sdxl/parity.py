@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,15 +35,16 @@ def demand_parity(
         With cosine similarity and largest error of the worst output.
     """
     least = _LEAST_INT8 if backend.weights == "int8" else _LEAST[backend.precision]
-    worst = min(
-        (
-            (_cosine(one, two), index, float((one - two).abs().max()), float(one.abs().max()))
-            for index, (one, two) in enumerate(zip(expected, computed, strict=True))
-        ),
-        key=lambda entry: entry[0],
+    similarities = [_cosine(one, two) for one, two in zip(expected, computed, strict=True)]
+    # NaN is the worst of all, and compares as neither less nor more.
+    index = min(
+        range(len(similarities)),
+        key=lambda at: -math.inf if math.isnan(similarities[at]) else similarities[at],
     )
-    similarity, index, error, scale = worst
-    if not similarity >= least:  # NaN is not
+    similarity = similarities[index]
+    if not similarity >= least:
+        error = float((expected[index] - computed[index]).abs().max())
+        scale = float(expected[index].abs().max())
         raise ParityError(
             f"{name} on {backend.device} in {backend.precision} does not compute what torch does: "
             f"output {index} has a cosine similarity of {similarity:.5f} (wanted {least}) and a "

@@ -1,0 +1,228 @@
+"""A session with a cache: the same bytes off, cold, warm and in a fresh process, and its key."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.errors import CacheWarning
+from ovtensor.sdxl import sources
+from sdxl_scenes import SCENES, draw, load
+
+F32 = Backend("openvino", precision="f32")
+ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
+
+
+def states(pipe) -> dict[str, str]:
+    return {row.component: row.cache for row in pipe.ovtensor.report()}
+
+
+def drawn(**options) -> tuple[list[bytes], dict[str, str]]:
+    """Pictures of two sizes, and an encoded picture, in one session."""
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **ALL, **options) as pipe:
+        pictures = [
+            draw(pipe, SCENES[0], num_inference_steps=4).tobytes(),
+            draw(pipe, SCENES[1], num_inference_steps=2, width=192).tobytes(),
+            pipe.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.numpy().tobytes(),
+        ]
+        return pictures, states(pipe)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def without_cache():
+    return drawn()[0]
+
+
+def test_off_cold_warm_and_fresh_process_draw_the_same_bytes(folder, without_cache):
+    cold, missed = drawn(cache=folder)
+    warm, hit = drawn(cache=folder)
+    assert set(missed.values()) == {"miss"}
+    assert set(hit.values()) == {"hit"}
+    code = f"""
+        import hashlib, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_caching import drawn
+        pictures, found = drawn(cache={str(folder)!r})
+        print(hashlib.sha256(b"".join(pictures)).hexdigest(), set(found.values()))
+    """
+    paths = [*sys.path[:0], os.path.join(os.path.dirname(__file__), "..", "support")]
+    paths.append(os.path.join(os.path.dirname(__file__), "..", "..", "tools"))
+    fresh = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*paths, os.environ.get("PYTHONPATH")]))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    assert cold == without_cache
+    assert warm == without_cache
+    expected = hashlib.sha256(b"".join(without_cache)).hexdigest()
+    assert fresh.stdout.split("\n")[-2] == f"{expected} {{'hit'}}"
+
+
+def test_a_warm_start_neither_converts_nor_loads_weights(folder, without_cache, monkeypatch):
+    drawn(cache=folder)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a warm start has no use for this")
+
+    monkeypatch.setattr(sources.FolderSource, "load", refuse)
+    monkeypatch.setattr(sources.ModuleSource, "load", refuse)
+    monkeypatch.setattr("openvino.convert_model", refuse)
+    monkeypatch.setattr("openvino.Core.compile_model", refuse)
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **ALL, cache=folder) as pipe:
+        assert draw(pipe, SCENES[0], num_inference_steps=4).tobytes() == without_cache[0]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(ovtensor.tiny_sdxl_path(), tmp_path / "model")
+
+
+def opened(model, folder, **options) -> dict[str, str]:
+    with ovtensor.sdxl_pipeline(model, **{**ALL, **options}, cache=folder) as pipe:
+        return states(pipe)
+
+
+HIT = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "unet"), "hit")
+
+
+def test_a_copy_of_the_model_is_the_same_model(model, folder):
+    drawn(cache=folder)
+    assert opened(model, folder) == HIT
+
+
+@pytest.mark.parametrize(
+    ("component", "file"),
+    [
+        ("unet", "unet/diffusion_pytorch_model.safetensors"),
+        ("vae", "vae/diffusion_pytorch_model.safetensors"),
+        ("text_encoder_2", "text_encoder_2/model.safetensors"),
+    ],
+)
+def test_a_weight_changed_in_one_element_is_another_entry(component, file, model, folder):
+    drawn(cache=folder)
+    path = model / file
+    status = path.stat()
+    state = load_file(path)
+    name = sorted(state)[0]
+    state[name].view(-1)[0] += 1e-4
+    save_file(state, path, metadata={"format": "pt"})
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # behind the same time and size
+    assert opened(model, folder) == {**HIT, component: "miss"}
+
+
+def test_a_config_changed_in_one_number_is_another_entry(model, folder):
+    drawn(cache=folder)
+    path = model / "unet" / "config.json"
+    text = path.read_text()
+    assert '"norm_eps": 1e-05' in text
+    path.write_text(text.replace('"norm_eps": 1e-05', '"norm_eps": 1e-06'))
+    assert opened(model, folder) == {**HIT, "unet": "miss"}
+
+
+def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
+    drawn(cache=folder)
+    compiles = []
+    compile_model = "openvino.Core.compile_model"
+    import openvino as ov
+
+    works = ov.Core.compile_model
+    monkeypatch.setattr(compile_model, lambda *args: compiles.append(args[3]) or works(*args))
+    one_thread = Backend("openvino", precision="f32", properties={"INFERENCE_NUM_THREADS": 1})
+    assert opened(ovtensor.tiny_sdxl_path(), folder, unet=one_thread) == HIT
+    assert [given["INFERENCE_NUM_THREADS"] for given in compiles] == [1]
+    assert opened(ovtensor.tiny_sdxl_path(), folder, unet=one_thread) == HIT
+    assert len(compiles) == 1
+
+
+def lent_states(pipe, folder) -> str:
+    with ovtensor.split_backends(pipe, unet=F32, cache=folder) as split:
+        return states(split)["unet"]
+
+
+def test_modules_in_memory_are_told_apart_by_all_that_computes(tmp_path):
+    own = load()
+    assert lent_states(own, tmp_path) == "miss"
+    assert lent_states(own, tmp_path) == "hit"
+    assert lent_states(load(), tmp_path) == "hit"
+
+    with torch.no_grad():
+        next(own.unet.parameters()).view(-1)[0] += 1e-4
+    assert lent_states(own, tmp_path) == "miss"
+
+    tuned = load()
+    tuned.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert lent_states(tuned, tmp_path) == "miss"
+    assert lent_states(tuned, tmp_path) == "hit"
+    tuned.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.41)
+    assert lent_states(tuned, tmp_path) == "miss"
+
+    hooked = load()
+    hooked.unet.conv_out.register_forward_hook(lambda _module, _given, output: output * 2)
+    assert lent_states(hooked, tmp_path) == "off"  # nobody can tell what a hook does
+    replaced = load()
+    forward = replaced.unet.conv_out.forward
+    replaced.unet.conv_out.forward = lambda x: forward(x) * 2
+    assert lent_states(replaced, tmp_path) == "off"
+
+
+@pytest.mark.parametrize("name", ["compiled.blob", "model.bin", "model.xml", "manifest.json"])
+def test_damaged_entries_are_made_anew(name, tmp_path, eager_pictures):
+    with ovtensor.split_backends(load(), unet=F32, cache=tmp_path) as pipe:
+        expected = draw(pipe, SCENES[0])
+    for path in tmp_path.glob(f"entries/*/{name}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.chmod(0o600)
+        path.write_bytes(content)
+    with pytest.warns(CacheWarning, match="removed and made anew"):
+        session = ovtensor.split_backends(load(), unet=F32, cache=tmp_path)
+        pipe = session.__enter__()
+    with session._undo:
+        np.testing.assert_array_equal(draw(pipe, SCENES[0]), expected)
+    with ovtensor.split_backends(load(), unet=F32, cache=tmp_path) as pipe:
+        assert states(pipe)["unet"] == "hit"
+        np.testing.assert_array_equal(draw(pipe, SCENES[0]), expected)
+
+
+def test_a_blob_that_openvino_refuses_is_rejected(tmp_path, monkeypatch):
+    with ovtensor.split_backends(load(), unet=F32, cache=tmp_path) as pipe:
+        expected = draw(pipe, SCENES[0], num_inference_steps=2)
+
+    def refuse(*_args):
+        raise RuntimeError("not for this processor")
+
+    monkeypatch.setattr("openvino.Core.import_model", refuse)
+    with pytest.warns(CacheWarning, match=r"does not take the compiled unet.*not for this"):
+        session = ovtensor.split_backends(load(), unet=F32, cache=tmp_path)
+        pipe = session.__enter__()
+    with session._undo:
+        np.testing.assert_array_equal(draw(pipe, SCENES[0], num_inference_steps=2), expected)
+
+
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(CacheWarning, match="work goes on without it"):
+        session = ovtensor.split_backends(load(), unet=F32, cache=tmp_path / "file")
+        pipe = session.__enter__()
+    with session._undo:
+        assert states(pipe)["unet"] == "off"
+        draw(pipe, SCENES[0], num_inference_steps=1)

@@ -1,0 +1,191 @@
+"""A fault at every stage: a clear error, nothing left behind, and the next run right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.errors import ComponentError
+from ovtensor.sdxl import runners
+from sdxl_scenes import SCENES, draw, load
+
+F32 = Backend("openvino", precision="f32")
+
+
+def scratch_folders() -> set[Path]:
+    return set(Path("/var/tmp").glob("ovtensor-scratch-*"))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("stage", ["convert_model", "save_model", "compile_model"])
+def test_any_conversion_or_compilation_may_fail(
+    stage, number, eager_pipeline, eager_pictures, monkeypatch
+):
+    components, attributes = dict(eager_pipeline.components), set(vars(eager_pipeline))
+    before, calls = scratch_folders(), []
+    owner = ov.Core if stage == "compile_model" else ov
+    works = getattr(owner, stage)
+
+    def fails_at_last(*args, **kwargs):
+        calls.append(stage)
+        if len(calls) == number:
+            raise RuntimeError("broken in this test")
+        return works(*args, **kwargs)
+
+    monkeypatch.setattr(owner, stage, fails_at_last)
+    name = ("unet", "text_encoder_2", "text_encoder", "vae_decoder")[number - 1]
+    with pytest.raises(ComponentError, match=rf"could not \w+ {name} .*broken in this test"):
+        ovtensor.split_backends(
+            eager_pipeline, unet=F32, vae=F32, text_encoders=F32
+        ).__enter__()  # fmt: skip
+    assert len(calls) == number
+    assert eager_pipeline.components == components
+    assert set(vars(eager_pipeline)) == attributes
+    assert type(eager_pipeline) is StableDiffusionXLPipeline
+    assert scratch_folders() == before
+    monkeypatch.undo()
+    if number == 4:
+        np.testing.assert_array_equal(draw(eager_pipeline, SCENES[0]), eager_pictures[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_inference_that_fails_at_some_step(error, converted, monkeypatch):
+    with ovtensor.split_backends(load(), unet=F32, cache=converted) as pipe:
+        expected = draw(pipe, SCENES[1], num_inference_steps=4)
+        infer, calls = runners._Requests.infer, []
+
+        def fails_at_the_third(self, arrays):
+            calls.append(self)
+            if len(calls) == 3:
+                raise error("broken in this test")
+            return infer(self, arrays)
+
+        monkeypatch.setattr(runners._Requests, "infer", fails_at_the_third)
+        wanted = ComponentError if error is RuntimeError else error
+        with pytest.raises(wanted, match="broken in this test"):
+            draw(pipe, SCENES[1], num_inference_steps=4)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(draw(pipe, SCENES[1], num_inference_steps=4), expected)
+
+
+def run_python(code: str, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_a_disk_that_is_full():
+    """Files of this process may not grow beyond one megabyte, less than the UNet's weights."""
+    before = scratch_folders()
+    process = run_python(
+        """
+        import resource, signal
+        import ovtensor
+        from ovtensor import Backend
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        f32 = Backend("openvino", precision="f32")
+        try:
+            ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), unet=f32, progress=False).__enter__()
+        except ovtensor.errors.ComponentError as error:
+            print(error)
+        """
+    )
+    output, errors = process.communicate(timeout=300)
+    assert "could not write unet to" in output, errors
+    assert "disk is full" in output
+    assert scratch_folders() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="signals of POSIX")
+def test_control_c_while_it_converts_and_while_it_draws():
+    before = scratch_folders()
+    process = run_python(
+        """
+        import sys
+        import ovtensor
+        from ovtensor import Backend
+
+        def tell(event):
+            print(event.stage, event.state, flush=True)
+
+        f32 = Backend("openvino", precision="f32")
+        own = ovtensor.sdxl_pipeline(
+            ovtensor.tiny_sdxl_path(), unet=f32, progress=False, on_event=tell
+        )
+        try:
+            own.__enter__()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        with ovtensor.sdxl_pipeline(
+            ovtensor.tiny_sdxl_path(), unet="torch", progress=False, on_event=tell
+        ) as pipe:
+            try:
+                pipe("a small red circle", num_inference_steps=10_000)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            pipe("a small red circle", num_inference_steps=1)
+            print("drawn", flush=True)
+        """
+    )
+
+    def wait_for(line: str) -> None:
+        for found in process.stdout:
+            if found.strip() == line:
+                return
+        pytest.fail(f"no {line!r}: {process.stderr.read()}")
+
+    wait_for("convert started")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    wait_for("interrupted")
+    wait_for("step finished")
+    process.send_signal(signal.SIGINT)
+    wait_for("interrupted")
+    wait_for("drawn")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert scratch_folders() == before
+
+
+def test_what_a_killed_process_left_goes_with_the_next_session():
+    process = run_python(
+        """
+        import ovtensor
+        from ovtensor import Backend
+
+        f32 = Backend("openvino", precision="f32")
+        with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), vae=f32, unet="torch") as pipe:
+            print("open", flush=True)
+            input()
+        """,
+        stdin=subprocess.PIPE,
+    )
+    before = scratch_folders()
+    for line in process.stdout:
+        if line.strip() == "open":
+            break
+    left = scratch_folders() - before
+    assert left
+    process.kill()
+    process.communicate()
+    assert left <= scratch_folders()
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), vae=F32, unet="torch", progress=False):
+        assert not left & scratch_folders()
