@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from ovtensor.sdxl import ComponentReport
 
 DEMO_PROMPTS = (
     "a large red circle on a blue background",
@@ -101,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     generate.add_argument("--precision", default="auto", help="auto, f32, bf16 or f16")
     generate.add_argument(
+        "--cache", action="store_true", help="keep converted models for the next time"
+    )
+    generate.add_argument(
         "--out", type=Path, default=Path("ovtensor.png"), help="(default: ovtensor.png)"
     )
     generate.set_defaults(run=_drawing(_generate))
@@ -128,7 +130,7 @@ def _demo(args: argparse.Namespace, quiet: bool) -> int:
 
     runs: list[list[bytes]] = []
     seconds: list[float] = []
-    compiles: list[dict[str, int]] = []
+    compiles: list[int] = []
     with sdxl_pipeline(
         ovtensor.tiny_sdxl_path(), unet=Backend("openvino", args.device), progress=not quiet
     ) as pipe:
@@ -145,10 +147,13 @@ def _demo(args: argparse.Namespace, quiet: bool) -> int:
             ]
             seconds.append(time.perf_counter() - start)
             runs.append([image.tobytes() for image in images])
-            compiles.append({row.component: row.compiles for row in pipe.ovtensor.report()})
+            compiles.append(sum(row.compiles for row in pipe.ovtensor.report()))
         report = pipe.ovtensor.report()
     _save(_grid(images), args.out)
-    _print_table(report, compiles)
+    print(report)
+    print(
+        f"compilations: {compiles[0]} up to the end of run 1, {compiles[1] - compiles[0]} in run 2"
+    )
     equal = runs[0] == runs[1]
     for number, total in enumerate(seconds, start=1):
         print(f"run {number}: {total / len(DEMO_PROMPTS):.2f} s per image")
@@ -172,6 +177,7 @@ def _generate(args: argparse.Namespace, quiet: bool) -> int:
         args.model if args.model is not None else ovtensor.tiny_sdxl_path(),
         unet=backend(args.unet, "--unet"),
         vae=backend(args.vae, "--vae"),
+        cache=args.cache,
         progress=not quiet,
     ) as pipe:
         image = pipe(
@@ -185,28 +191,6 @@ def _generate(args: argparse.Namespace, quiet: bool) -> int:
     _save(image, args.out)
     print(args.out)
     return 0
-
-
-def _print_table(report: list[ComponentReport], compiles: list[dict[str, int]]) -> None:
-    header = ("component", "backend", "device", "precision", "convert s", "compile s", "compiles")
-    rows = [header]
-    for row in report:
-        first = compiles[0][row.component]
-        rows.append(
-            (
-                row.component,
-                row.backend,
-                row.device,
-                row.precision,
-                f"{row.convert_seconds:.1f}",
-                f"{row.compile_seconds:.1f}",
-                f"{first} + {compiles[1][row.component] - first}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    for line in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-    print('("compiles": up to the end of run 1 + during run 2)')
 
 
 def _grid(images: list[Image.Image]) -> Image.Image:

@@ -1,0 +1,66 @@
+"""What a block takes from the system it gives back, every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+MEGABYTE = 2**20
+
+# A UNet of 130 MB, so that weights which stay behind show beside what libraries do by themselves.
+_SESSIONS = """
+    import sys, torch, ovtensor
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from ovtensor import Backend
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    own = StableDiffusionXLPipeline.from_pretrained(ovtensor.tiny_sdxl_path())
+    config = {**own.unet.config, "block_out_channels": (160, 320, 320), "attention_head_dim": 20}
+    own.unet = UNet2DConditionModel.from_config(config).eval()
+    size = sum(parameter.nbytes for parameter in own.unet.parameters())
+    own.save_pretrained(sys.argv[1])
+    f32 = Backend("openvino", precision="f32")
+
+    def session():
+        with ovtensor.sdxl_pipeline(
+            sys.argv[1], unet=f32, vae=f32, text_encoders=f32, cache=sys.argv[2], progress=False
+        ) as pipe:
+            pipe("a small red circle", num_inference_steps=1)
+            return resident()
+
+    session()  # loads what every session needs: OpenVINO's plugins, transformers' models
+    del own
+    before = resident()
+    inside, after = [], []
+    for _ in range(10):
+        inside.append(session())
+        after.append(resident())
+    print(size, before, *inside, *after)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_ten_sessions_leave_nothing_behind(tmp_path):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", "-c", textwrap.dedent(_SESSIONS)),
+            *(str(tmp_path / "model"), str(tmp_path / "cache")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    size, before, *rest = map(int, result.stdout.split()[-22:])
+    inside, after = rest[:10], rest[10:]
+    assert size > 100 * MEGABYTE
+    assert min(inside) > before + 0.8 * size  # it was there
+    assert max(after) < before + max(0.1 * before, 100 * MEGABYTE)
+    assert after[-1] < after[1] + 20 * MEGABYTE
