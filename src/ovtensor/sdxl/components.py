@@ -183,6 +183,7 @@ class Builder:
         weights = self._sources[name].facts(self._store)
         if weights is None:
             return None
+        involved = ["peft"] * bool(loras) + ["nncf"] * (backend.weights == "int8")
         return {
             "kind": "ir",
             "format": ir.FORMAT,
@@ -191,7 +192,7 @@ class Builder:
             "loras": [lora.facts(name, self._store) for lora in loras],
             "precision": backend.precision,
             "compression": backend.weights,
-            "versions": versions(),
+            "versions": versions(*involved),
         }
 
     def _row(self, name: str) -> ComponentReport:

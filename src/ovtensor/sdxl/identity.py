@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -51,14 +50,10 @@ def config_of(module: Any) -> Any:
     return json.loads(json.dumps(told, default=str))
 
 
-def versions() -> dict[str, str]:
-    """Versions of whatever takes part in a conversion."""
-    packages = ("ovtensor", "torch", "diffusers", "transformers", "openvino", "peft", "nncf")
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of what takes part in every conversion, and of other packages."""
+    always = ("ovtensor", "torch", "diffusers", "transformers", "openvino")
+    return {package: importlib.metadata.version(package) for package in (*always, *packages)}
 
 
 def _described(value: Any, depth: int = 0) -> Any:
