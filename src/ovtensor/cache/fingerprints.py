@@ -134,6 +134,6 @@ def _recall(note: Path, identity: dict[str, int]) -> str | None:
         facts = json.loads(note.read_text(encoding="utf-8"))
         checksum = facts.pop("xxh3_128")
         facts.pop("path")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return checksum if facts == identity and isinstance(checksum, str) else None

@@ -166,7 +166,11 @@ class Manifest:
             for name, file in self.files.items():
                 int(file["size"]), str(file["xxh3_128"])
                 # A name with a separator, a drive or dots would lead out of the folder.
-                if Path(name).name != name or not name or set(name) & set('/\\:*?"<>|\0'):
+                if (
+                    Path(name).name != name
+                    or not name.strip(".")
+                    or set(name) & set('/\\:*?"<>|\0')
+                ):
                     raise BrokenEntryError(f"{NAME} names a file {name!r}")
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
