@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cache_entries import Builder
 from ovtensor.cache import ModelCache
+
+SUPPORT = Path(__file__).parent.parent / "support"
 
 
 @pytest.fixture
@@ -34,7 +37,10 @@ def python():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONWARNINGS": "error"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join((str(SUPPORT), os.environ.get("PYTHONPATH", ""))),
+            },
         )
         started.append(process)
         return process
