@@ -158,11 +158,11 @@ def test_a_missing_file_is_an_error(memory, tmp_path):
 
 def test_old_notes_go(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprints, "_SETTLED", -1.0)
+    monkeypatch.setattr(fingerprints, "_MOST_REMEMBERED", 2)
     for index in range(5):
         path = tmp_path / f"{index}.safetensors"
         path.write_bytes(b"x")
         memory.of_files([path])
-    memory.forget_oldest(keep=2)
     assert len(list((tmp_path / "files").iterdir())) == 2
 
 

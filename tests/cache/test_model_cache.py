@@ -294,7 +294,7 @@ def test_an_entry_in_use_does_not_go(tmp_path, build):
 
 def test_an_entry_beyond_the_bound_works_and_goes(tmp_path, build):
     cache = ModelCache(tmp_path / "cache", max_bytes=1000)
-    with pytest.warns(CacheWarning, match="more than the model cache"):
+    with pytest.warns(CacheWarning, match="UNet takes .* goes as soon as it is closed"):
         entry = cache.open(FACTS, build, label="UNet")
     with entry:
         assert content(entry) == build.content

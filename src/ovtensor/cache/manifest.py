@@ -183,7 +183,7 @@ class Manifest:
         BrokenEntryError
             If one differs, or a file is missing, no plain file or cannot be read.
         """
-        self.identities(folder)
+        self.state(folder)
         for name, file in self.files.items():
             try:
                 checksum = hash_file(folder / name)
@@ -192,8 +192,8 @@ class Manifest:
             if checksum != file["xxh3_128"]:
                 raise BrokenEntryError(f"{name} is not what was written: its checksum differs")
 
-    def identities(self, folder: Path) -> tuple[tuple[int, ...], ...]:
-        """Return what changes when one of the files does, after a look at their sizes.
+    def state(self, folder: Path) -> tuple[tuple[int, ...], ...]:
+        """Return what differs when one of the files was written to or replaced.
 
         Raises
         ------

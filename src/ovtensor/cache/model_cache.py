@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from ovtensor._disk import disk_failure, remove
+from ovtensor.cache.entries import Entries, FolderError
 from ovtensor.cache.fingerprints import FileFingerprints, hash_tensors
 from ovtensor.cache.folder import CacheFolder
 from ovtensor.cache.inventory import CachedModel, inventory, problems, prune
-from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest, key_of
+from ovtensor.cache.manifest import key_of
 from ovtensor.cache.store import Entry, ScratchStore
 from ovtensor.errors import CacheWarning, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["ModelCache"]
-
-
-class _FolderError(Exception):
-    """The cache's folder does not do what a cache needs; the cause says what. Never leaves here."""
 
 
 class ModelCache:
@@ -80,9 +75,7 @@ class ModelCache:
         self.max_bytes = max_bytes
         self._folder = CacheFolder(self.path)
         self._fingerprints = FileFingerprints(self._folder.files)
-        self._changing = threading.Lock()
-        self._swept = False
-        self._checked: dict[str, Any] = {}  # key -> what its files were when they were compared
+        self._entries = Entries(self._folder, max_bytes, self._warn)
         self._warned: set[int | None] = set()
 
     def __repr__(self) -> str:
@@ -134,8 +127,8 @@ class ModelCache:
             whole["base"] = {"key": base.key, "content": base.content}
         key = key_of(whole)
         try:
-            return self._open(key, whole, build, base, label)
-        except _FolderError as failure:
+            return self._entries.open(key, whole, build, base, label)
+        except FolderError as failure:
             self._warn_of_folder(failure.__cause__)
         return ScratchStore().open(facts, build)
 
@@ -203,9 +196,7 @@ class ModelCache:
         OSError
             If the folder cannot be read or changed.
         """
-        removed = prune(self._folder, self.max_bytes if max_bytes is None else max_bytes)
-        self._fingerprints.forget_oldest()
-        return removed
+        return prune(self._folder, self.max_bytes if max_bytes is None else max_bytes)
 
     def clear(self) -> list[CachedModel]:
         """Remove every entry that no living process uses, and all remembered hashes of files.
@@ -216,160 +207,14 @@ class ModelCache:
             What was removed.
         """
         removed = self.prune(0)
-        self._fingerprints.forget_oldest(keep=0)
+        self._fingerprints.forget(keep=0)
         return removed
-
-    def _open(
-        self,
-        key: str,
-        facts: dict[str, Any],
-        build: Callable[[Path], None],
-        base: Entry | None,
-        label: str,
-    ) -> Entry:
-        while True:
-            with contextlib.ExitStack() as claim:
-                with contextlib.ExitStack() as locked:
-                    with _folder_errors():
-                        self._prepare()
-                        if base is not None:
-                            with self._folder.locked(base.key):
-                                self._lease(claim, base.key)
-                        locked.enter_context(self._folder.locked(key))
-                        self._lease(claim, key)
-                        found = os.path.lexists(self._folder.entry(key))
-                    if not found:
-                        manifest = self._build(key, facts, build, label)
-                        self._mark_used(base)
-                        return self._entry(manifest, claim.pop_all(), hit=False)
-                # From here on the lease keeps it, and others may look at it at the same time.
-                identity = self._identity(key)
-                try:
-                    manifest = self._verified(key)
-                except BrokenEntryError as error:
-                    reason = str(error)
-                else:
-                    entry = self._entry(manifest, claim.pop_all(), hit=True)
-                    self._mark_used(entry)
-                    self._mark_used(base)
-                    return entry
-            with _folder_errors():
-                self._discard(key, identity, reason)
-
-    def _prepare(self) -> None:
-        self._folder.make()
-        with self._changing:
-            first, self._swept = not self._swept, True
-        if first:
-            self._folder.sweep()
-
-    def _lease(self, claim: contextlib.ExitStack, key: str) -> None:
-        claim.callback(self._folder.lease(key).release, and_remove=True)
-
-    def _build(
-        self, key: str, facts: dict[str, Any], build: Callable[[Path], None], label: str
-    ) -> Manifest:
-        with _folder_errors():
-            part = self._folder.new_part(key)
-        try:
-            try:
-                build(part)
-            except Exception as error:
-                if (failure := disk_failure(error)) is None:
-                    raise
-                raise _FolderError from failure
-            with _folder_errors():
-                manifest = Manifest.of(part, key, facts, label)
-                manifest.write(part)
-                self._folder.publish(part, key)
-        except BaseException:
-            remove(part)
-            raise
-        self._note_checked(key, manifest)
-        if manifest.size > self.max_bytes:
-            _warn(
-                f"{label or key} takes {manifest.size} bytes, more than the model cache "
-                f"{str(self.path)!r} may keep: it goes when it is closed; give a larger max_bytes"
-            )
-        with contextlib.suppress(OSError):
-            self.prune()
-        return manifest
-
-    def _entry(self, manifest: Manifest, claim: contextlib.ExitStack, *, hit: bool) -> Entry:
-        key, identity = manifest.key, self._identity(manifest.key)
-
-        def release() -> None:
-            claim.close()
-            with contextlib.suppress(OSError):
-                self.prune()
-
-        def reject(reason: str) -> None:
-            try:
-                self._discard(key, identity, reason)
-            except OSError as error:
-                self._warn_of_folder(error)
-
-        folder = self._folder.entry(key)
-        return Entry(
-            folder, hit=hit, key=key, content=manifest.content, release=release, reject=reject
-        )
-
-    def _identity(self, key: str) -> tuple[int, int] | None:
-        """Tell one entry from a later one of the same key."""
-        try:
-            status = self._folder.entry(key).lstat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def _verified(self, key: str) -> Manifest:
-        folder = self._folder.entry(key)
-        manifest = Manifest.read(folder)
-        identities = manifest.identities(folder)
-        if self._checked.get(key) != identities:
-            manifest.check(folder)
-            self._checked[key] = identities
-        return manifest
-
-    def _note_checked(self, key: str, manifest: Manifest) -> None:
-        with contextlib.suppress(BrokenEntryError):
-            self._checked[key] = manifest.identities(self._folder.entry(key))
-
-    def _mark_used(self, entry: Entry | None) -> None:
-        if entry is not None:
-            with contextlib.suppress(OSError):
-                os.utime(self._folder.entry(entry.key) / NAME)
-
-    def _discard(self, key: str, identity: tuple[int, int] | None, reason: str) -> None:
-        with self._folder.locked(key):
-            if self._identity(key) != identity:
-                return  # somebody else found it too
-            self._folder.take_away(key)
-        _warn(
-            f"the entry {key} of the model cache {str(self.path)!r} was removed, to be made anew: "
-            f"{reason}"
-        )
 
     def _warn_of_folder(self, error: BaseException | None) -> None:
         number = getattr(error, "errno", None)
-        with self._changing:
-            known = number in self._warned
+        if number not in self._warned:
             self._warned.add(number)
-        if not known:
-            _warn(
-                f"the model cache {str(self.path)!r} cannot be used, so work goes on without it: "
-                f"{error}"
-            )
+            self._warn(f"it cannot be used, so work goes on without it: {error}")
 
-
-@contextlib.contextmanager
-def _folder_errors() -> Iterator[None]:
-    """Tell the failures of the cache's folder from those of what is built."""
-    try:
-        yield
-    except OSError as error:
-        raise _FolderError from error
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CacheWarning, stacklevel=4)
+    def _warn(self, message: str) -> None:
+        warnings.warn(f"model cache {str(self.path)!r}: {message}", CacheWarning, stacklevel=4)
