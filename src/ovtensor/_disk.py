@@ -1,13 +1,16 @@
-"""Where large files go that nobody is to keep, and how they go away."""
+"""What goes with large files: where temporary ones belong, how they go away, when a disk failed."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["remove", "temporary_folder"]
+__all__ = ["disk_failure", "remove", "temporary_folder"]
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def temporary_folder() -> Path:
@@ -29,3 +32,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # as with folders: on Windows not while somebody has it open
         return
+
+
+def disk_failure(error: BaseException) -> BaseException | None:
+    """Find in an error, or what caused it, that nothing more could be written where it was tried.
+
+    Returns
+    -------
+    BaseException or None
+        The one that says so; None if it is another kind of error, which would come up anywhere.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            return cause
+        # What OpenVINO raises when a stream of C++ cannot write; every standard library says so.
+        if isinstance(cause, RuntimeError) and "iostream" in str(cause):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None

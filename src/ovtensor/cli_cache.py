@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ovtensor.cache.model_cache import CachedModel, ModelCache
+    from ovtensor.cache import CachedModel, ModelCache
 
 
 def add_commands(commands: Any) -> None:

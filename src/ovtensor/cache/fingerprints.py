@@ -100,6 +100,7 @@ class FileFingerprints:
             # What cannot be remembered is hashed again the next time, and that is all.
             with contextlib.suppress(OSError):
                 self._remember(note, {**before, "path": str(path), "xxh3_128": checksum})
+                self.forget(keep=_MOST_REMEMBERED)
         return checksum
 
     def _remember(self, note: Path, facts: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ class FileFingerprints:
         finally:
             part.unlink(missing_ok=True)
 
-    def forget_oldest(self, keep: int = _MOST_REMEMBERED) -> None:
+    def forget(self, keep: int) -> None:
         """Remove all but the `keep` notes that were written last."""
         with contextlib.suppress(OSError):
             notes = sorted(self._folder.iterdir(), key=lambda note: -note.lstat().st_mtime_ns)
@@ -134,6 +135,6 @@ def _recall(note: Path, identity: dict[str, int]) -> str | None:
         facts = json.loads(note.read_text(encoding="utf-8"))
         checksum = facts.pop("xxh3_128")
         facts.pop("path")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return checksum if facts == identity and isinstance(checksum, str) else None

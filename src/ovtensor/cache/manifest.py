@@ -166,7 +166,11 @@ class Manifest:
             for name, file in self.files.items():
                 int(file["size"]), str(file["xxh3_128"])
                 # A name with a separator, a drive or dots would lead out of the folder.
-                if Path(name).name != name or not name or set(name) & set('/\\:*?"<>|\0'):
+                if (
+                    Path(name).name != name
+                    or not name.strip(".")
+                    or set(name) & set('/\\:*?"<>|\0')
+                ):
                     raise BrokenEntryError(f"{NAME} names a file {name!r}")
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
@@ -179,7 +183,7 @@ class Manifest:
         BrokenEntryError
             If one differs, or a file is missing, no plain file or cannot be read.
         """
-        self.identities(folder)
+        self.state(folder)
         for name, file in self.files.items():
             try:
                 checksum = hash_file(folder / name)
@@ -188,8 +192,8 @@ class Manifest:
             if checksum != file["xxh3_128"]:
                 raise BrokenEntryError(f"{name} is not what was written: its checksum differs")
 
-    def identities(self, folder: Path) -> tuple[tuple[int, ...], ...]:
-        """Return what changes when one of the files does, after a look at their sizes.
+    def state(self, folder: Path) -> tuple[tuple[int, ...], ...]:
+        """Return what differs when one of the files was written to or replaced.
 
         Raises
         ------

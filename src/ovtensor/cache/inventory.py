@@ -1,0 +1,110 @@
+"""What is in a cache's folder, whether it is sound, and what goes when it is too much."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovtensor.cache.folder import CacheFolder
+
+__all__ = ["CachedModel", "inventory", "problems", "prune"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CachedModel:
+    """What an entry of a cache is.
+
+    Attributes
+    ----------
+    key : str
+        The name of its folder.
+    label : str
+        What it is, for people.
+    facts : dict
+        What it was made from.
+    size : int
+        Bytes of all its files.
+    created : str
+        Time in ISO 8601, UTC; empty if that cannot be read.
+    last_used : float
+        Time in seconds since the epoch.
+    in_use : bool
+        Whether a living process uses it.
+    problem : str or None
+        What is wrong with its manifest.
+    """
+
+    key: str
+    label: str
+    facts: dict[str, Any]
+    size: int
+    created: str
+    last_used: float
+    in_use: bool
+    problem: str | None = None
+
+
+def inventory(folder: CacheFolder) -> list[CachedModel]:
+    """List the entries, the least recently used first."""
+    found = [_describe(folder, key) for key in folder.keys()]  # noqa: SIM118
+    return sorted((entry for entry in found if entry), key=lambda entry: entry.last_used)
+
+
+def problems(folder: CacheFolder) -> dict[str, str]:
+    """Find what is wrong with entries, by their keys; reads every byte."""
+    found = {}
+    for key in folder.keys():  # noqa: SIM118
+        path = folder.entry(key)
+        try:
+            Manifest.read(path).check(path)
+        except BrokenEntryError as error:
+            if os.path.lexists(path):  # else it was taken away meanwhile
+                found[key] = str(error)
+    return found
+
+
+def prune(folder: CacheFolder, max_bytes: int) -> list[CachedModel]:
+    """Remove what was used least recently and is not in use, until the rest is small enough."""
+    entries = inventory(folder)
+    total = sum(entry.size for entry in entries)
+    removed = []
+    for entry in entries:
+        if total <= max_bytes:
+            break
+        if folder.take_away_unused(entry.key):
+            total -= entry.size
+            removed.append(entry)
+    return removed
+
+
+def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
+    path = folder.entry(key)
+    manifest, problem = None, None
+    try:
+        size = sum(file.lstat().st_size for file in _files(path))
+        try:
+            manifest = Manifest.read(path)
+        except BrokenEntryError as error:
+            problem = str(error)
+        return CachedModel(
+            key=key,
+            label=manifest.label if manifest else "",
+            facts=manifest.facts if manifest else {},
+            size=size,
+            created=manifest.created if manifest else "",
+            last_used=(path / NAME if manifest else path).lstat().st_mtime,
+            in_use=folder.in_use(key),
+            problem=problem,
+        )
+    except FileNotFoundError:  # it was taken away meanwhile
+        return None
+
+
+def _files(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() and not path.is_symlink() else [path]
