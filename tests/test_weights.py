@@ -176,3 +176,45 @@ def test_bad_input(tmp_path):
     with pytest.raises(DatalessTensorError, match=r"weight, .* has no values to keep"):
         ovtensor.release_weights(fake)
     assert ovtensor.release_weights(torch.nn.Identity()) == 0
+
+
+def test_adapters_are_loaded_released_fused_and_unloaded(need):
+    need("peft")
+    from diffusers import UNet2DConditionModel
+
+    released = UNet2DConditionModel.from_pretrained(f"{ovtensor.tiny_sdxl_path()}/unet")
+    eager = copy.deepcopy(released)
+    generator = torch.Generator().manual_seed(0)
+    adapter = {}
+    for name, layer in eager.named_modules():
+        if name.endswith("attn1.to_q"):
+            adapter[f"{name}.lora_A.weight"] = torch.randn(4, layer.in_features)
+            adapter[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 4)
+    inputs = {
+        "sample": torch.randn(1, 4, 16, 16, generator=generator),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(1, 77, 96, generator=generator),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(1, 64, generator=generator),
+            "time_ids": torch.full((1, 6), 128.0),
+        },
+    }
+
+    def results(unet):
+        with torch.no_grad():
+            plain = unet(**inputs).sample
+            unet.load_lora_adapter(dict(adapter), prefix=None, adapter_name="style")
+            if unet is released:
+                assert ovtensor.release_weights(unet) == sum(x.nbytes for x in adapter.values())
+            adapted = unet(**inputs).sample
+            unet.fuse_lora(lora_scale=0.5)
+            fused = unet(**inputs).sample
+            unet.unfuse_lora()
+            unet.unload_lora()
+            return plain, adapted, fused, unet(**inputs).sample
+
+    assert ovtensor.release_weights(released) > 8_000_000
+    expected = results(eager)
+    assert not torch.allclose(expected[0], expected[1])
+    for one, two in zip(results(released), expected, strict=True):
+        assert torch.equal(one, two)

@@ -1,0 +1,64 @@
+"""Which precision and device a backend gets, on machines that are not this one too."""
+
+from __future__ import annotations
+
+import pytest
+
+from ovtensor import Backend
+from ovtensor.errors import BackendError
+from ovtensor.sdxl import ir, spec
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """What devices say of themselves; those that are not here have to be made up."""
+    told: dict[str, set[str]] = {}
+    monkeypatch.setattr(spec, "_device_capabilities", lambda name: frozenset(told[name]))
+    monkeypatch.setattr(spec, "_device_name", lambda _name: "a device of this test")
+    return told
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "unet", "vae"),
+    [
+        ("CPU", {"FP32", "BF16"}, "bf16", "f32"),
+        ("CPU", {"FP32"}, "f32", "f32"),
+        ("GPU", {"FP32", "FP16"}, "f16", "f32"),
+        ("GPU.1", {"FP32"}, "f32", "f32"),
+        ("NPU", {"FP16"}, "f16", "f16"),
+        ("AUTO:GPU,CPU", set(), "f32", "f32"),
+    ],
+)
+def test_auto_precision(device, capabilities, unet, vae, devices):
+    devices[device] = capabilities
+    backend = Backend("openvino", device)
+    assert spec.resolve(backend, "unet").precision == unet
+    settled = spec.resolve(backend, "vae")
+    assert settled.precision == vae
+    # A device whose own default is f16 computes the VAE in f32 only if it is told to.
+    assert ir.properties(settled)["INFERENCE_PRECISION_HINT"] == vae
+
+
+def test_properties_of_the_callers_win():
+    backend = Backend(
+        "openvino",
+        precision="f32",
+        properties={"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1},
+    )
+    assert ir.properties(backend) == {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": 1,
+    }
+
+
+def test_a_precision_that_a_device_lacks(devices):
+    devices["NPU"] = {"FP16", "INT8"}
+    with pytest.raises(
+        BackendError, match=r'NPU \(a device .*\) does not execute f32; it has "f16"'
+    ):
+        spec.resolve(Backend("openvino", "NPU", precision="f32"), "vae")
+
+
+def test_virtual_devices_say_nothing_of_themselves():
+    assert spec.device_properties("AUTO:CPU") == {}
+    assert spec.device_properties("CPU")["FULL_DEVICE_NAME"]
