@@ -1,0 +1,77 @@
+"""From hub ids and from folders that hold a variant of the weights only."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.errors import ModelError
+from ovtensor.sdxl.sources import variant_of
+from sdxl_scenes import SCENES, draw
+
+F32 = Backend("openvino", precision="f32")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub's local cache that holds one model, by its usual layout of links to files."""
+    repository, commit = tmp_path / "models--someone--tiny", "0123456789abcdef" * 2 + "01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    blobs = shutil.copytree(ovtensor.tiny_sdxl_path(), repository / "blobs")
+    for path in blobs.rglob("*"):
+        if path.is_file():
+            link = repository / "snapshots" / commit / path.relative_to(blobs)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+def test_a_hub_id(hub, eager_pictures, converted):
+    for _ in range(2):
+        with ovtensor.sdxl_pipeline(
+            "someone/tiny", unet=F32, progress=False, cache=converted
+        ) as pipe:
+            report = pipe.ovtensor.report().to_dict()
+            picture = draw(pipe, SCENES[0])
+        assert np.abs(picture.astype(int) - eager_pictures[0]).max() <= 2
+    assert report["unet"]["cache"] == "hit"
+
+
+def test_a_hub_id_that_cannot_be_had(hub):
+    with pytest.raises(ModelError, match="could not download 'someone/other'"):
+        ovtensor.sdxl_pipeline("someone/other", progress=False).__enter__()
+
+
+@pytest.mark.parametrize("unet", ["torch", F32], ids=["torch", "openvino"])
+def test_a_folder_of_one_variant(unet, tmp_path, eager_pictures):
+    model = shutil.copytree(ovtensor.tiny_sdxl_path(), tmp_path / "model")
+    for path in model.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    with ovtensor.sdxl_pipeline(model, unet=unet, progress=False) as pipe:
+        picture = draw(pipe, SCENES[0])
+    assert np.abs(picture.astype(int) - eager_pictures[0]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("names", "variant"),
+    [
+        (["diffusion_pytorch_model.safetensors"], None),
+        (["diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+        (["model.fp16.safetensors", "model.safetensors"], None),
+        (["model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["model-00001-of-00002.safetensors"], None),
+        (["pytorch_model.bin", "model.fp16.safetensors"], None),
+        (["model.non_ema.safetensors", "model.fp16.safetensors"], "fp16"),
+        ([], None),
+    ],
+)
+def test_variants(names, variant, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    assert variant_of(tmp_path) == variant
