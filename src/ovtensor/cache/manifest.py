@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
-import importlib.metadata
 import json
 import platform
 import stat
@@ -213,6 +212,8 @@ class Manifest:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata  # slow, and needed for writing only
+
     found = {"python": platform.python_version()}
     for package in _WRITERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
