@@ -172,7 +172,7 @@ def python(*lines: str) -> subprocess.CompletedProcess[str]:
 )
 def test_no_framework_is_loaded(filled, monkeypatch, line):
     monkeypatch.setenv("OVTENSOR_CACHE_DIR", str(filled.path))
-    heavy = ("torch", "openvino", "diffusers", "transformers")
+    heavy = ("numpy", "torch", "openvino", "diffusers", "transformers")
     listing = f"print([name for name in {heavy} if name in sys.modules])"
     done = python("from ovtensor import cli", line, listing)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

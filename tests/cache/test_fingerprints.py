@@ -130,6 +130,9 @@ def test_shards_that_change_places_or_names(memory, tmp_path):
     first = memory.of_files([one, two])
     assert memory.of_files([two, one]) != first
     assert memory.of_files([one]) != first
+    assert memory.of_files([one, two.rename(tmp_path / "model-3.safetensors")]) != first
+    two = (tmp_path / "model-3.safetensors").rename(two)
+    assert memory.of_files([one, two]) == first
     one.write_bytes(b"bbbb")
     two.write_bytes(b"aaaa")
     assert memory.of_files([one, two]) != first
@@ -250,4 +253,6 @@ def test_without_a_cache_nothing_is_read(tmp_path):
 
 def test_masks_and_numpy_arrays():
     masked = np.ma.masked_array([1.0, 2.0], [False, True])
-    assert hash_tensors([("a", masked)]) != hash_tensors([("a", np.array([1.0, 2.0]))])
+    other = np.ma.masked_array([1.0, 2.0], [True, False])
+    found = {hash_tensors([("a", value)]) for value in (masked, other, np.array([1.0, 2.0]))}
+    assert len(found) == 3

@@ -279,6 +279,8 @@ def test_the_least_recently_used_goes(tmp_path):
     cache.open({"n": 3}, Builder()).close()
     kept = {entry.facts["n"] for entry in cache.entries()}
     assert kept == {0, 2, 3}
+    with cache.open({"n": 4}, Builder()):  # at once, not only when something is closed
+        assert {entry.facts["n"] for entry in cache.entries()} == {0, 3, 4}
 
 
 def test_an_entry_in_use_does_not_go(tmp_path, build):
@@ -321,11 +323,15 @@ def test_an_entry_that_was_forgotten_is_not_in_use(cache, build):
 
 def test_what_is_not_ours_stays(cache, build, tmp_path):
     cache.open(FACTS, build).close()
-    (cache.path / "entries" / "notes").mkdir()
+    notes = cache.path / "entries" / "notes"
+    notes.mkdir()
+    (notes / "model.bin").write_bytes(b"mine")
+    assert len(cache.entries()) == 1
+    assert cache.verify() == {}
     (cache.path / "writing" / "notes.txt").write_text("mine")
     cache.clear()
     ModelCache(cache.path).open(FACTS, build).close()
-    assert (cache.path / "entries" / "notes").is_dir()
+    assert (notes / "model.bin").read_bytes() == b"mine"
     assert (cache.path / "writing" / "notes.txt").read_text() == "mine"
 
 

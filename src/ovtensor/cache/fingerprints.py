@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from ovtensor._registry import host, read
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -46,7 +44,9 @@ def hash_tensors(tensors: Iterable[tuple[str, Any]]) -> str:
     DatalessTensorError
         If a tensor has no values.
     """
-    import numpy as np
+    import numpy as np  # here, so that `ovtensor cache list` is quick
+
+    from ovtensor._registry import host, read
 
     digest = xxhash.xxh3_128()
     for name, tensor in tensors:

@@ -6,11 +6,9 @@ import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
-import importlib.metadata
 import json
 import platform
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovtensor.cache.fingerprints import hash_file
@@ -18,6 +16,7 @@ from ovtensor.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["BrokenEntryError", "Manifest", "key_of"]
 
@@ -166,11 +165,7 @@ class Manifest:
             for name, file in self.files.items():
                 int(file["size"]), str(file["xxh3_128"])
                 # A name with a separator, a drive or dots would lead out of the folder.
-                if (
-                    Path(name).name != name
-                    or not name.strip(".")
-                    or set(name) & set('/\\:*?"<>|\0')
-                ):
+                if not name.strip(".") or set(name) & set('/\\:*?"<>|\0'):
                     raise BrokenEntryError(f"{NAME} names a file {name!r}")
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
@@ -217,6 +212,8 @@ class Manifest:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata  # slow, and needed for writing only
+
     found = {"python": platform.python_version()}
     for package in _WRITERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
