@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ovtensor._convert import to_numpy, to_torch
+from ovtensor._registry import quick_by_type
 from ovtensor.errors import ConversionError, DatalessTensorError, InputError
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ def as_tensor(given: Any) -> torch.Tensor:
     ConversionError
         If it is no tensor, or complex.
     """
+    quick = quick_by_type.get(type(given)) if type(given) is torch.Tensor else None
+    if quick is not None and (array := quick(given)) is not None:
+        return _real(torch.from_numpy(array))
     plain = type(given) in (torch.Tensor, torch.nn.Parameter)
     # Memory of another device is not looked at here, and stays there until it has to move.
     elsewhere = plain and given.device.type not in ("cpu", "meta")
@@ -116,6 +120,10 @@ def as_tensor(given: Any) -> torch.Tensor:
             f"{type(given).__name__} of {tensor.dtype}, {tuple(tensor.shape)}, has no values; "
             "leave the mode before post-processing"
         )
+    return _real(tensor)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         raise ConversionError(
             f"{tensor.dtype} of shape {tuple(tensor.shape)} is no picture: wanted real values; "

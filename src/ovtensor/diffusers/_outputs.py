@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Modes of which Pillow takes over words in memory. Before Pillow 13 exporting a picture that does
+# not own its memory, which the way to RGB takes, read a null pointer.
+_WORD_MODES: tuple[str, ...] = ("RGBA",)
+if int(PIL.__version__.split(".")[0]) >= 13:
+    _WORD_MODES = ("RGB", "RGBA")
+if sys.byteorder != "little":
+    _WORD_MODES = ()
+
 
 
 def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
@@ -24,18 +34,22 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
 
     Notes
     -----
-    One scratch image of bytes serves the whole batch; Pillow's copy of the planes into its own
-    memory is the only one. A grey picture shares its bytes with Pillow and has no copy.
+    Where Pillow can take over memory, a picture has no second copy of its pixels: grey always,
+    colours with an opacity if their planes are dense, and without one if Pillow is new enough too.
     """
     pictures, finite = [], True
-    scratch = None
-    for image, denormalize in zip(batch.images, batch.denormalize, strict=True):
-        mode = _mode(image.shape[0])
-        # Pillow copies RGB into pixels of four bytes; of other modes it may keep what it is given.
-        if scratch is None or mode != "RGB" or scratch.shape != image.shape:
-            scratch = _bytes_like(image)
-        finite = _pixels.to_bytes(image.cpu(), scratch, denormalize=denormalize) and finite
-        pictures.append(_picture(scratch.numpy(), mode))
+    for given, denormalize in zip(batch.images, batch.denormalize, strict=True):
+        image = given.cpu()
+        channels, height, width = image.shape
+        mode = _mode(channels)
+        if mode in _WORD_MODES and image.stride()[1:] == (width, 1):
+            words = torch.empty(height * width, dtype=torch.int32, device="cpu")
+            finite = _pixels.to_words(image, words, denormalize=denormalize) and finite
+            pictures.append(_picture_of_words(words.numpy(), mode, (width, height)))
+        else:
+            pixels = _bytes_like(image)
+            finite = _pixels.to_bytes(image, pixels, denormalize=denormalize) and finite
+            pictures.append(_picture(pixels.numpy(), mode))
     return pictures, finite
 
 
@@ -150,3 +164,14 @@ def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
         for plane in pixels
     ]
     return bands[0] if mode == "L" else Image.merge(mode, bands)
+
+
+def _picture_of_words(words: np.ndarray[Any, Any], mode: str, size: tuple[int, int]) -> Image.Image:
+    """Hand words of four bytes to Pillow, which keeps them as they are and copies before it writes.
+
+    Pillow maps buffers of the modes RGBX and RGBA. Arrow's interface, which needs no Arrow, then
+    makes of RGBX another picture over the same memory that is RGB.
+    """
+    mapped = "RGBX" if mode == "RGB" else mode
+    picture = Image.frombuffer(mapped, size, words, "raw", mapped, 0, 1)
+    return Image.fromarrow(picture, mode, size) if mapped != mode else picture

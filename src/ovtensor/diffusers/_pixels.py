@@ -7,7 +7,8 @@ Here the same rounding steps happen in place in one scratch block that stays in 
   does round, among the subnormal numbers, the sum is 0.5 either way.)
 - It rounds in the tensor's own dtype, as diffusers does; only then comes float32.
 - Adding 2**23 to a float32 in [0, 255] rounds it half to even, as ``np.round`` does, and leaves the
-  integer in the low byte of its bits. torch casts int32 to uint8 nine times as fast as float32.
+  integer in the low byte of its bits. Integer operators go on from there: torch casts int32 to
+  uint8 nine times as fast as float32, and adds the bytes of a pixel up to one word.
 
 A sum of each block, while it is in the cache, tells whether all of it is finite: NaN and infinities
 survive every addition. A sum can overflow over finite values too; what it reports is a suspicion.
@@ -24,17 +25,25 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "unit_to_bytes"]
+__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "to_words", "unit_to_bytes"]
 
 # Bytes of scratch: one plane of a 1024-pixel picture, at home in the last-level cache. Blocks the
-# size of the L2 cache took 1.4 times as long on two cores: each of the six operators costs about
-# 8 microseconds to start, whatever its size.
+# size of the L2 cache took 1.4 times as long on two cores: each operator costs some microseconds
+# to start, whatever its size.
 BLOCK_BYTES = 2**22
 # The dtypes in which diffusers' arithmetic runs; of every other it computes in torch's default.
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# As tensors, because each plain number would be wrapped in one at every block.
-_ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
+# As tensors, because each plain number would be wrapped in one at every block. Those of the CPU
+# serve every device.
+_HALF = {dtype: torch.tensor(0.5, dtype=dtype, device="cpu") for dtype in _FLOATS}
 _LEVELS = torch.tensor(255.0, dtype=torch.float32, device="cpu")
+_ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
+# In a word, the first channel's 2**23 leaves 0x4B in the highest byte. What is added to the last
+# channel makes that 255 for three channels, as in Pillow, and the fourth channel's own for four.
+_ROUND_IN_WORD = {
+    3: _ROUND + torch.tensor([[0.0], [0.0], [0xB400]], device="cpu"),
+    4: _ROUND + torch.tensor([[0.0], [0.0], [0.0], [0xB5]], device="cpu"),
+}
 
 
 def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bool:
@@ -57,36 +66,56 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
         False if there may be values that are not finite.
     """
     image = _computable(image)
-    dtype = image.dtype
-    is_float32 = dtype is torch.float32
-    step = BLOCK_BYTES // (4 if is_float32 else 4 + dtype.itemsize)
-    size = min(step, image.numel())
-    work = torch.empty(size, dtype=torch.float32, device="cpu")
-    own = work if is_float32 else torch.empty(size, dtype=dtype, device="cpu")
-    half = torch.tensor(0.5, dtype=dtype, device="cpu")
+    scratch = _Scratch(image)
     finite = True
-    for source, target in blocks(image, out, step):
-        x = _like(work, source)
-        if not denormalize:
-            x.copy_(source)
-        elif is_float32:
-            torch.add(half, source, alpha=0.5, out=x)
-        else:
-            x.copy_(torch.add(half, source, alpha=0.5, out=_like(own, source)))
-        block_is_finite = math.isfinite(x.sum().item())
-        finite = finite and block_is_finite
-        if denormalize:
-            # In diffusers this comes before float32. Clamping to two numbers that both dtypes
-            # have commutes with the rounding between them.
-            x.clamp_(0.0, 1.0)
-        x.mul_(_LEVELS)
+    for source, target in blocks(image, out, scratch.step):
+        levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
         if denormalize and block_is_finite:
-            target.copy_(x.add_(_ROUND).view(torch.int32))
+            target.copy_(levels.add_(_ROUND).view(torch.int32))
         else:
-            # NumPy's own cast, because what it makes of NaN and of values that do not fit in a
-            # byte differs between processors.
-            with np.errstate(invalid="warn" if block_is_finite else "ignore"):
-                np.copyto(target.numpy(), x.round_().numpy(), casting="unsafe")
+            np.copyto(target.numpy(), _cast(levels, block_is_finite))
+            finite = finite and block_is_finite
+    return finite
+
+
+def to_words(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bool:
+    """Write the pixels of one image as Pillow stores colours: four bytes, red first.
+
+    Parameters
+    ----------
+    image : torch.Tensor
+        ``(3 or 4, height, width)`` on the CPU, of any real dtype, with dense planes; not modified.
+    out : torch.Tensor
+        int32 of shape ``(height * width,)``. A fourth byte that is no channel becomes 255.
+    denormalize : bool
+        As for `to_bytes`.
+
+    Returns
+    -------
+    bool
+        False if there may be values that are not finite.
+
+    Notes
+    -----
+    For processors that store the lowest byte of a word first.
+    """
+    planes = _computable(image).flatten(1)
+    channels = len(planes)
+    scratch = _Scratch(planes)
+    count = math.ceil(planes.numel() / scratch.step)
+    finite = True
+    for source, target in zip(planes.chunk(count, 1), out.chunk(count), strict=True):
+        levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
+        if denormalize and block_is_finite:
+            words = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
+            torch.add(words[0], words[1], alpha=2**8, out=target)
+            for channel in range(2, channels):
+                target.add_(words[channel], alpha=2 ** (8 * channel))
+        else:
+            places = target.numpy().view(np.uint8).reshape(-1, 4)
+            places[:, channels:] = 255
+            places[:, :channels] = _cast(levels, block_is_finite).T
+            finite = finite and block_is_finite
     return finite
 
 
@@ -106,18 +135,21 @@ def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
         False if there may be values that are not finite.
     """
     image = _computable(image)
-    half = torch.tensor(0.5, dtype=image.dtype, device="cpu")  # a CPU scalar serves every device
-    in_place = out.dtype is image.dtype
-    step = image.numel() if in_place else BLOCK_BYTES // image.dtype.itemsize
-    own = out if in_place else image.new_empty(min(step, image.numel()))
+    if out.dtype is image.dtype:
+        return _fill_unit(image, out)
+    own = image.new_empty(min(BLOCK_BYTES // image.dtype.itemsize, image.numel()))
     finite = True
-    for source, target in blocks(image, out, step):
-        if in_place:
-            torch.add(half, source, alpha=0.5, out=target)
-        else:
-            target.copy_(torch.add(half, source, alpha=0.5, out=_like(own, source)))
-        finite = math.isfinite(target.sum(dtype=_wide(target)).item()) and finite
-        target.clamp_(0.0, 1.0)
+    for source, target in blocks(image, out, own.numel()):
+        x = _like(own, source)
+        finite = _fill_unit(source, x) and finite
+        target.copy_(x)
+    return finite
+
+
+def _fill_unit(source: torch.Tensor, out: torch.Tensor) -> bool:
+    torch.add(_HALF[source.dtype], source, alpha=0.5, out=out)
+    finite = math.isfinite(out.sum(dtype=_wide(out)).item())
+    out.clamp_(0.0, 1.0)
     return finite
 
 
@@ -183,6 +215,48 @@ def blocks(
     rows = max(1, step // image.shape[-1])
     for a, b in zip(image, out, strict=True):
         yield from zip(torch.split(a, rows), torch.split(b, rows), strict=True)
+
+
+class _Scratch:
+    """One block in which levels from 0 to 255 are computed, and what of them fits in it."""
+
+    __slots__ = ("_half", "_own", "_work", "step")
+
+    def __init__(self, image: torch.Tensor) -> None:
+        dtype = image.dtype
+        is_float32 = dtype is torch.float32
+        self.step = max(1, BLOCK_BYTES // (4 if is_float32 else 4 + dtype.itemsize))
+        size = min(self.step, image.numel())
+        self._half = _HALF[dtype]
+        self._work = torch.empty(size, dtype=torch.float32, device="cpu")
+        self._own = None if is_float32 else torch.empty(size, dtype=dtype, device="cpu")
+
+    def levels(self, source: torch.Tensor, *, denormalize: bool) -> tuple[torch.Tensor, bool]:
+        """Compute 255 times the values in [0, 1], not yet rounded, and whether all look finite."""
+        x = _like(self._work, source)
+        if not denormalize:
+            x.copy_(source)
+        elif self._own is None:
+            torch.add(self._half, source, alpha=0.5, out=x)
+        else:
+            own = _like(self._own, source)
+            x.copy_(torch.add(self._half, source, alpha=0.5, out=own))
+        finite = math.isfinite(x.sum().item())
+        if denormalize:
+            # In diffusers this comes before float32. Clamping to two numbers that both dtypes
+            # have commutes with the rounding between them.
+            x.clamp_(0.0, 1.0)
+        return x.mul_(_LEVELS), finite
+
+
+def _cast(levels: torch.Tensor, finite: bool) -> np.ndarray[Any, Any]:
+    """Round and cast as NumPy does.
+
+    What that makes of NaN and of values that do not fit in a byte differs between processors, and
+    between strided and contiguous memory; diffusers has contiguous memory here.
+    """
+    with np.errstate(invalid="warn" if finite else "ignore"):
+        return levels.round_().numpy().astype(np.uint8)
 
 
 def _computable(image: torch.Tensor) -> torch.Tensor:
