@@ -15,6 +15,7 @@ from PIL import Image
 from ovtensor import diffusers as ours
 from ovtensor import patch_diffusers
 from ovtensor.diffusers import _methods, _pixels
+from ovtensor.errors import InputError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -179,11 +180,10 @@ def test_images_with_depth(channels):
     arrays = reference.postprocess(image, "np")
     for expected, actual in zip(arrays, processor.postprocess(image, "np"), strict=True):
         assert np.array_equal(actual, expected)
-    # diffusers' depth pictures ("pil") fail on Pillow 13, so each half is compared by itself
+    # diffusers fails to make pictures of the depth on Pillow 13, so its halves are compared
     pictures = reference.numpy_to_pil(reference.pt_to_numpy(reference.denormalize(image)))
-    assert_same_pictures(
-        processor.numpy_to_pil(processor.pt_to_numpy(processor.denormalize(image))), pictures
-    )
+    in_colour, in_depth = processor.postprocess(image, "pil")
+    assert_same_pictures(in_colour, pictures)
     colours, depth = processor.postprocess(image, "uint8")
     assert np.array_equal(colours, np.stack([np.asarray(p) for p in pictures]))
     if channels == 4:
@@ -192,6 +192,10 @@ def test_images_with_depth(channels):
         words = (reference.denormalize(image).numpy() * 255).round().astype(np.uint16)
         expected = words[:, 4] * 256 + words[:, 5]
     assert np.array_equal(depth, expected)
+    assert {picture.mode for picture in in_depth} == {"I;16"}
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in in_depth]), expected)
+    with pytest.raises(InputError, match="got 5 channels, wanted 4 or 6"):
+        processor.postprocess(image[:, [0, 1, 2, 3, 3]], "uint8")
 
 
 def test_one_pixel_and_one_row():

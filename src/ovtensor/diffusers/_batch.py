@@ -66,10 +66,12 @@ class Batch:
                 for part in parts
                 for image in ([part] if part.ndim == 3 else _four_dimensional(part).unbind(0))
             )
+            empty = not images or any(image.numel() == 0 for image in images)
         else:
             whole = _four_dimensional(as_tensor(given))
             images = whole.unbind(0)
-        if not images or any(image.numel() == 0 for image in images):
+            empty = whole.numel() == 0
+        if empty:
             shapes = [tuple(image.shape) for image in images] if whole is None else whole.shape
             raise InputError(
                 f"there is no picture in an empty batch: got {tuple(shapes)}, wanted "
@@ -88,6 +90,8 @@ class Batch:
 
     def same_shape(self, wanted: str) -> torch.Size:
         """Return the shape that all images share, or raise: `wanted` is the output type."""
+        if self.whole is not None:
+            return self.whole.shape[1:]
         shapes = {image.shape for image in self.images}
         if len(shapes) > 1:
             raise InputError(

@@ -28,7 +28,6 @@ if sys.byteorder != "little":
     _WORD_MODES = ()
 
 
-
 def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
     """Make one picture of each image.
 
@@ -137,7 +136,8 @@ def _bytes_like(image: torch.Tensor) -> torch.Tensor:
 
 def _fill_unit(batch: Batch, out: torch.Tensor) -> bool:
     finite = True
-    for image, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
+    targets = out.unbind(0)
+    for image, denormalize, target in zip(batch.images, batch.denormalize, targets, strict=True):
         if denormalize:
             finite = _pixels.to_unit(image.to(out.device), target) and finite
         else:
