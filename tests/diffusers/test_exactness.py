@@ -109,10 +109,12 @@ def test_values_next_to_every_rounding_edge():
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 
 
-def test_images_of_several_blocks(monkeypatch):
-    image = torch.randn(2, 3, 50, 70)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("values", [1, 333, 334, 2500, 10500])
+def test_images_of_several_blocks(monkeypatch, channels, values):
+    image = torch.randn(2, channels, 5, 700) if values > 1 else torch.randn(2, channels, 2, 3)
     expected = stock.VaeImageProcessor().postprocess(image)
-    monkeypatch.setattr(_pixels, "BLOCK_BYTES", 4 * 333)
+    monkeypatch.setattr(_pixels, "BLOCK_BYTES", 4 * values)
     for layout in LAYOUTS:
         actual = ours.VaeImageProcessor().postprocess(layouts(image, layout))
         assert_same_pictures(actual, expected)

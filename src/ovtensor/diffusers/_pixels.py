@@ -66,9 +66,10 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
         False if there may be values that are not finite.
     """
     image = _computable(image)
-    scratch = _Scratch(image)
+    step = _step(image.dtype)
+    scratch = _Scratch(image.dtype, min(step, image.numel()))
     finite = True
-    for source, target in blocks(image, out, scratch.step):
+    for source, target in blocks(image, out, step):
         levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
         if denormalize and block_is_finite:
             target.copy_(levels.add_(_ROUND).view(torch.int32))
@@ -99,12 +100,13 @@ def to_words(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
     -----
     For processors that store the lowest byte of a word first.
     """
-    planes = _computable(image).flatten(1)
+    image = _computable(image)
+    planes = image.flatten(1)
     channels = len(planes)
-    scratch = _Scratch(planes)
-    count = math.ceil(planes.numel() / scratch.step)
+    pieces = math.ceil(planes.numel() / _step(image.dtype))
+    scratch = _Scratch(image.dtype, channels * math.ceil(len(out) / pieces))
     finite = True
-    for source, target in zip(planes.chunk(count, 1), out.chunk(count), strict=True):
+    for source, target in zip(planes.chunk(pieces, 1), out.chunk(pieces), strict=True):
         levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
         if denormalize and block_is_finite:
             words = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
@@ -200,7 +202,7 @@ def looks_finite(image: torch.Tensor) -> bool:
 def blocks(
     image: torch.Tensor, out: torch.Tensor, step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cut two tensors ``(channels, height, width)`` alike into views of about `step` values.
+    """Cut two tensors ``(channels, height, width)`` alike into views of at most `step` values.
 
     The views are flat where both have one dense memory order, planar or channels-last; of all
     other memory they are rows of a channel.
@@ -214,21 +216,24 @@ def blocks(
             return
     rows = max(1, step // image.shape[-1])
     for a, b in zip(image, out, strict=True):
-        yield from zip(torch.split(a, rows), torch.split(b, rows), strict=True)
+        for c, d in zip(torch.split(a, rows), torch.split(b, rows), strict=True):
+            yield from zip(torch.split(c, step, 1), torch.split(d, step, 1), strict=True)
+
+
+def _step(dtype: torch.dtype) -> int:
+    """Tell how many values of scratch fit in a block: float32, and `dtype` if that is another."""
+    return max(1, BLOCK_BYTES // (4 if dtype is torch.float32 else 4 + dtype.itemsize))
 
 
 class _Scratch:
-    """One block in which levels from 0 to 255 are computed, and what of them fits in it."""
+    """One block in which levels from 0 to 255 are computed."""
 
-    __slots__ = ("_half", "_own", "_work", "step")
+    __slots__ = ("_half", "_own", "_work")
 
-    def __init__(self, image: torch.Tensor) -> None:
-        dtype = image.dtype
-        is_float32 = dtype is torch.float32
-        self.step = max(1, BLOCK_BYTES // (4 if is_float32 else 4 + dtype.itemsize))
-        size = min(self.step, image.numel())
+    def __init__(self, dtype: torch.dtype, size: int) -> None:
         self._half = _HALF[dtype]
         self._work = torch.empty(size, dtype=torch.float32, device="cpu")
+        is_float32 = dtype is torch.float32
         self._own = None if is_float32 else torch.empty(size, dtype=dtype, device="cpu")
 
     def levels(self, source: torch.Tensor, *, denormalize: bool) -> tuple[torch.Tensor, bool]:
