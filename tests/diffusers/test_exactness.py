@@ -87,16 +87,18 @@ def test_every_output_equals_diffusers(case, output_type):
     assert torch.equal(image, before), "the caller's tensor was changed"
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_value_of_the_16_bit_types(dtype):
+def test_every_value_of_the_16_bit_types(dtype, channels):
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
     image = every[every.isfinite()]
-    image = image[: image.numel() // 64 * 64].view(1, 1, 64, -1)
+    image = image[: image.numel() // 64 * 64].view(1, 1, 64, -1).expand(1, channels, -1, -1)
     expected = stock.VaeImageProcessor().postprocess(image)
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 
 
-def test_values_next_to_every_rounding_edge():
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_values_next_to_every_rounding_edge(channels):
     edges = torch.tensor([(2 * k + 1) / 255 - 1 for k in range(-1, 256)], dtype=torch.float64)
     near = [edges.float()]
     for end in (-2.0, 2.0):
@@ -104,7 +106,7 @@ def test_values_next_to_every_rounding_edge():
         for _ in range(24):
             step = torch.nextafter(step, torch.tensor(end))
             near.append(step)
-    image = torch.stack(near)[None, None]
+    image = torch.stack(near).expand(1, channels, -1, -1)
     expected = stock.VaeImageProcessor().postprocess(image)
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 
@@ -211,9 +213,11 @@ def test_one_pixel_and_one_row():
     assert ours.VaeImageProcessor().postprocess(torch.zeros(1, 1, 1, 1))[0].size == (1, 1)
 
 
-def test_8192_pixels_square():
-    row = torch.linspace(-1.2, 1.2, 8192)
-    image = row.expand(1, 3, 8192, 8192)
+@pytest.mark.parametrize("dense", [False, True], ids=["one row", "one plane"])
+def test_8192_pixels_square(dense):
+    row = torch.linspace(-1.2, 1.2, 8192).bfloat16()
+    plane = row.expand(8192, 8192)
+    image = (plane.contiguous() if dense else plane).expand(1, 3, 8192, 8192)
     expected = stock.VaeImageProcessor().postprocess(image[:, :, :1])[0].tobytes()
     picture = ours.VaeImageProcessor().postprocess(image)[0]
     assert picture.size == (8192, 8192)

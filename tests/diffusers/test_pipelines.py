@@ -283,11 +283,23 @@ PIPELINES = [
 ]
 
 
+THOROUGHLY = (
+    "AnimateDiffPipeline",
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_output_is_unchanged(name):
     pipe = build(getattr(diffusers, name))
-    # diffusers fails to make pictures of depth on Pillow 13
-    for output_type in ("np",) if "LDM3D" in name else ("pil", "np"):
+    output_types = ("pil", "np", "pt") if name in THOROUGHLY else ("pil",)
+    if "LDM3D" in name:
+        output_types = ("np",)  # diffusers fails to make pictures of depth on Pillow 13
+    for output_type in output_types:
         expected = call(pipe, output_type)
         with patch_diffusers():
             actual = call(pipe, output_type)

@@ -38,11 +38,12 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _HALF = {dtype: torch.tensor(0.5, dtype=dtype, device="cpu") for dtype in _FLOATS}
 _LEVELS = torch.tensor(255.0, dtype=torch.float32, device="cpu")
 _ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
-# In a word, the first channel's 2**23 leaves 0x4B in the highest byte. What is added to the last
-# channel makes that 255 for three channels, as in Pillow, and the fourth channel's own for four.
+# In a word, the first channel's 2**23 leaves 0x4B in the highest byte. What is added to the third
+# channel makes that 255 for three channels, as in Pillow, and 0 for a fourth one to fill. Both are
+# even, so that half of a level still goes to the even one.
 _ROUND_IN_WORD = {
     3: _ROUND + torch.tensor([[0.0], [0.0], [0xB400]], device="cpu"),
-    4: _ROUND + torch.tensor([[0.0], [0.0], [0.0], [0xB5]], device="cpu"),
+    4: _ROUND + torch.tensor([[0.0], [0.0], [0xB500], [0.0]], device="cpu"),
 }
 
 
