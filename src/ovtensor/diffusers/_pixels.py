@@ -151,7 +151,7 @@ def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
 
 def _fill_unit(source: torch.Tensor, out: torch.Tensor) -> bool:
     torch.add(_HALF[source.dtype], source, alpha=0.5, out=out)
-    finite = math.isfinite(out.sum(dtype=_wide(out)).item())
+    finite = _is_finite(out)
     out.clamp_(0.0, 1.0)
     return finite
 
@@ -194,10 +194,7 @@ def looks_finite(image: torch.Tensor) -> bool:
         return True
     image = _computable(image)
     step = BLOCK_BYTES // image.dtype.itemsize
-    return all(
-        math.isfinite(block.sum(dtype=_wide(block)).item())
-        for block, _ in blocks(image, image, step)
-    )
+    return all(_is_finite(block) for block, _ in blocks(image, image, step))
 
 
 def blocks(
@@ -247,7 +244,7 @@ class _Scratch:
         else:
             own = _like(self._own, source)
             x.copy_(torch.add(self._half, source, alpha=0.5, out=own))
-        finite = math.isfinite(x.sum().item())
+        finite = _is_finite(x)
         if denormalize:
             # In diffusers this comes before float32. Clamping to two numbers that both dtypes
             # have commutes with the rounding between them.
@@ -269,9 +266,10 @@ def _computable(image: torch.Tensor) -> torch.Tensor:
     return image if image.dtype in _FLOATS else image.to(torch.get_default_dtype())
 
 
-def _wide(image: torch.Tensor) -> torch.dtype:
+def _is_finite(block: torch.Tensor) -> bool:
     # Only float16 is summed in a wider type: bfloat16 has the range of float32.
-    return torch.float32 if image.dtype is torch.float16 else image.dtype
+    wide = torch.float32 if block.dtype is torch.float16 else block.dtype
+    return math.isfinite(block.sum(dtype=wide).item())
 
 
 def _like(scratch: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
