@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# Modes of which Pillow takes over words in memory. Before Pillow 13 exporting a picture that does
-# not own its memory, which the way to RGB takes, read a null pointer.
+# Modes of which Pillow reads words in memory. Before Pillow 13 exporting a picture that does not
+# own its memory, which the way to RGB takes, read a null pointer.
 _WORD_MODES: tuple[str, ...] = ("RGBA",)
 if int(PIL.__version__.split(".")[0]) >= 13:
     _WORD_MODES = ("RGB", "RGBA")
@@ -33,22 +33,25 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
 
     Notes
     -----
-    Where Pillow can take over memory, a picture has no second copy of its pixels: grey always,
-    colours with an opacity if their planes are dense, and without one if Pillow is new enough too.
+    Colours are written to Pillow's memory block by block. A grey picture shares its bytes with
+    Pillow, as one of diffusers does: Pillow copies it before it writes.
     """
     pictures, finite = [], True
     for given, denormalize in zip(batch.images, batch.denormalize, strict=True):
         image = given.cpu()
-        channels, height, width = image.shape
-        mode = _mode(channels)
+        _, height, width = image.shape
+        mode = _mode(len(image))
         if mode in _WORD_MODES and image.stride()[1:] == (width, 1):
-            words = torch.empty(height * width, dtype=torch.int32, device="cpu")
-            finite = _pixels.to_words(image, words, denormalize=denormalize) and finite
-            pictures.append(_picture_of_words(words.numpy(), mode, (width, height)))
+            picture, top = Image.new(mode, (width, height), None), 0
+            for words, block_is_finite in _pixels.words(image, denormalize=denormalize):
+                picture.paste(_picture_of_words(words, mode), (0, top))
+                top += len(words)
+                finite = finite and block_is_finite
         else:
             pixels = _bytes_like(image)
             finite = _pixels.to_bytes(image, pixels, denormalize=denormalize) and finite
-            pictures.append(_picture(pixels.numpy(), mode))
+            picture = _picture(pixels.numpy(), mode)
+        pictures.append(picture)
     return pictures, finite
 
 
@@ -166,12 +169,13 @@ def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
     return bands[0] if mode == "L" else Image.merge(mode, bands)
 
 
-def _picture_of_words(words: np.ndarray[Any, Any], mode: str, size: tuple[int, int]) -> Image.Image:
-    """Hand words of four bytes to Pillow, which keeps them as they are and copies before it writes.
+def _picture_of_words(words: np.ndarray[Any, Any], mode: str) -> Image.Image:
+    """Show words of four bytes, ``(height, width)``, as a read-only picture without a copy.
 
     Pillow maps buffers of the modes RGBX and RGBA. Arrow's interface, which needs no Arrow, then
     makes of RGBX another picture over the same memory that is RGB.
     """
+    size = words.shape[1], words.shape[0]
     mapped = "RGBX" if mode == "RGB" else mode
     picture = Image.frombuffer(mapped, size, words, "raw", mapped, 0, 1)
     return Image.fromarrow(picture, mode, size) if mapped != mode else picture

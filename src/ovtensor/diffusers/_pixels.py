@@ -25,7 +25,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "to_words", "unit_to_bytes"]
+__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "unit_to_bytes", "words"]
 
 # Bytes of scratch: one plane of a 1024-pixel picture, at home in the last-level cache. Blocks the
 # size of the L2 cache took 1.4 times as long on two cores: each operator costs some microseconds
@@ -42,8 +42,8 @@ _ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
 # channel makes that 255 for three channels, as in Pillow, and 0 for a fourth one to fill. Both are
 # even, so that half of a level still goes to the even one.
 _ROUND_IN_WORD = {
-    3: _ROUND + torch.tensor([[0.0], [0.0], [0xB400]], device="cpu"),
-    4: _ROUND + torch.tensor([[0.0], [0.0], [0xB500], [0.0]], device="cpu"),
+    3: _ROUND + torch.tensor([0.0, 0.0, 0xB400], device="cpu").view(3, 1, 1),
+    4: _ROUND + torch.tensor([0.0, 0.0, 0xB500, 0.0], device="cpu").view(4, 1, 1),
 }
 
 
@@ -80,20 +80,22 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
     return finite
 
 
-def to_words(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bool:
-    """Write the pixels of one image as Pillow stores colours: four bytes, red first.
+def words(image: torch.Tensor, *, denormalize: bool) -> Iterator[tuple[np.ndarray[Any, Any], bool]]:
+    """Compute the pixels of one image as Pillow stores colours: four bytes, red first.
 
     Parameters
     ----------
     image : torch.Tensor
-        ``(3 or 4, height, width)`` on the CPU, of any real dtype, with dense planes; not modified.
-    out : torch.Tensor
-        int32 of shape ``(height * width,)``. A fourth byte that is no channel becomes 255.
+        ``(3 or 4, height, width)`` on the CPU, of any real dtype; not modified. Fastest with dense
+        planes.
     denormalize : bool
         As for `to_bytes`.
 
-    Returns
-    -------
+    Yields
+    ------
+    numpy.ndarray
+        int32 of shape ``(rows, width)``, from the top down; the next step overwrites it. A fourth
+        byte that is no channel is 255.
     bool
         False if there may be values that are not finite.
 
@@ -102,24 +104,25 @@ def to_words(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
     For processors that store the lowest byte of a word first.
     """
     image = _computable(image)
-    planes = image.flatten(1)
-    channels = len(planes)
-    pieces = math.ceil(planes.numel() / _step(image.dtype))
-    scratch = _Scratch(image.dtype, channels * math.ceil(len(out) / pieces))
-    finite = True
-    for source, target in zip(planes.chunk(pieces, 1), out.chunk(pieces), strict=True):
-        levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
-        if denormalize and block_is_finite:
-            words = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
-            torch.add(words[0], words[1], alpha=2**8, out=target)
+    channels, height, width = image.shape
+    values = channels + 1  # of four bytes, for each pixel: its levels and its word
+    pieces = math.ceil(height * width * values / _step(image.dtype))
+    rows = math.ceil(height / pieces)
+    scratch = _Scratch(image.dtype, channels * rows * width)
+    out = torch.empty(rows, width, dtype=torch.int32, device="cpu")
+    for source in image.chunk(pieces, 1):
+        target = out[: source.shape[1]]
+        levels, finite = scratch.levels(source, denormalize=denormalize)
+        if denormalize and finite:
+            planes = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
+            torch.add(planes[0], planes[1], alpha=2**8, out=target)
             for channel in range(2, channels):
-                target.add_(words[channel], alpha=2 ** (8 * channel))
+                target.add_(planes[channel], alpha=2 ** (8 * channel))
         else:
-            places = target.numpy().view(np.uint8).reshape(-1, 4)
-            places[:, channels:] = 255
-            places[:, :channels] = _cast(levels, block_is_finite).T
-            finite = finite and block_is_finite
-    return finite
+            places = target.numpy().view(np.uint8).reshape(*target.shape, 4)
+            places[..., channels:] = 255
+            places[..., :channels] = _cast(levels, finite).transpose(1, 2, 0)
+        yield target.numpy(), finite
 
 
 def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
