@@ -123,12 +123,17 @@ def test_images_of_several_blocks(monkeypatch, channels, values):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_what_is_not_denormalized_wraps_around_as_in_numpy():
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_is_not_denormalized_wraps_around_as_in_numpy(channels):
     image = torch.tensor([-3.0, -0.01, 0.5, 1.004, 2.0, 1e9, 1e30, -1e30] * 8).view(1, 1, 8, 8)
+    image = image.expand(1, channels, 8, 8)
     reference = stock.VaeImageProcessor(do_normalize=False)
     expected = reference.postprocess(image)
     actual = ours.VaeImageProcessor.from_config(reference.config).postprocess(image)
     assert_same_pictures(actual, expected)
+    if channels == 3:  # with the byte between two pixels
+        raw = [picture.tobytes("raw", "RGBX") for picture in (actual[0], expected[0])]
+        assert len(set(raw)) == 1
 
 
 @settings(max_examples=60, deadline=None)
