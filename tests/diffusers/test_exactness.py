@@ -15,6 +15,7 @@ from PIL import Image
 from ovtensor import diffusers as ours
 from ovtensor import patch_diffusers
 from ovtensor.diffusers import _methods, _pixels
+from ovtensor.errors import InputError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -58,7 +59,7 @@ def assert_same_pictures(actual, expected):
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert (a.mode, a.size) == (e.mode, e.size)
-        assert a.tobytes() == e.tobytes()
+        assert np.array_equal(np.asarray(a), np.asarray(e))  # quicker to tell than bytes
 
 
 @settings(max_examples=150, deadline=None)
@@ -86,16 +87,18 @@ def test_every_output_equals_diffusers(case, output_type):
     assert torch.equal(image, before), "the caller's tensor was changed"
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_value_of_the_16_bit_types(dtype):
+def test_every_value_of_the_16_bit_types(dtype, channels):
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
     image = every[every.isfinite()]
-    image = image[: image.numel() // 64 * 64].view(1, 1, 64, -1)
+    image = image[: image.numel() // 64 * 64].view(1, 1, 64, -1).expand(1, channels, -1, -1)
     expected = stock.VaeImageProcessor().postprocess(image)
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 
 
-def test_values_next_to_every_rounding_edge():
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_values_next_to_every_rounding_edge(channels):
     edges = torch.tensor([(2 * k + 1) / 255 - 1 for k in range(-1, 256)], dtype=torch.float64)
     near = [edges.float()]
     for end in (-2.0, 2.0):
@@ -103,27 +106,34 @@ def test_values_next_to_every_rounding_edge():
         for _ in range(24):
             step = torch.nextafter(step, torch.tensor(end))
             near.append(step)
-    image = torch.stack(near)[None, None]
+    image = torch.stack(near).expand(1, channels, -1, -1)
     expected = stock.VaeImageProcessor().postprocess(image)
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 
 
-def test_images_of_several_blocks(monkeypatch):
-    image = torch.randn(2, 3, 50, 70)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("values", [1, 333, 334, 2500, 10500])
+def test_images_of_several_blocks(monkeypatch, channels, values):
+    image = torch.randn(2, channels, 5, 700) if values > 1 else torch.randn(2, channels, 2, 3)
     expected = stock.VaeImageProcessor().postprocess(image)
-    monkeypatch.setattr(_pixels, "BLOCK_BYTES", 4 * 333)
+    monkeypatch.setattr(_pixels, "BLOCK_BYTES", 4 * values)
     for layout in LAYOUTS:
         actual = ours.VaeImageProcessor().postprocess(layouts(image, layout))
         assert_same_pictures(actual, expected)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_what_is_not_denormalized_wraps_around_as_in_numpy():
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_is_not_denormalized_wraps_around_as_in_numpy(channels):
     image = torch.tensor([-3.0, -0.01, 0.5, 1.004, 2.0, 1e9, 1e30, -1e30] * 8).view(1, 1, 8, 8)
+    image = image.expand(1, channels, 8, 8)
     reference = stock.VaeImageProcessor(do_normalize=False)
     expected = reference.postprocess(image)
     actual = ours.VaeImageProcessor.from_config(reference.config).postprocess(image)
     assert_same_pictures(actual, expected)
+    if channels == 3:  # with the byte between two pixels
+        raw = [picture.tobytes("raw", "RGBX") for picture in (actual[0], expected[0])]
+        assert len(set(raw)) == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,11 +189,10 @@ def test_images_with_depth(channels):
     arrays = reference.postprocess(image, "np")
     for expected, actual in zip(arrays, processor.postprocess(image, "np"), strict=True):
         assert np.array_equal(actual, expected)
-    # diffusers' depth pictures ("pil") fail on Pillow 13, so each half is compared by itself
+    # diffusers fails to make pictures of the depth on Pillow 13, so its halves are compared
     pictures = reference.numpy_to_pil(reference.pt_to_numpy(reference.denormalize(image)))
-    assert_same_pictures(
-        processor.numpy_to_pil(processor.pt_to_numpy(processor.denormalize(image))), pictures
-    )
+    in_colour, in_depth = processor.postprocess(image, "pil")
+    assert_same_pictures(in_colour, pictures)
     colours, depth = processor.postprocess(image, "uint8")
     assert np.array_equal(colours, np.stack([np.asarray(p) for p in pictures]))
     if channels == 4:
@@ -192,6 +201,10 @@ def test_images_with_depth(channels):
         words = (reference.denormalize(image).numpy() * 255).round().astype(np.uint16)
         expected = words[:, 4] * 256 + words[:, 5]
     assert np.array_equal(depth, expected)
+    assert {picture.mode for picture in in_depth} == {"I;16"}
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in in_depth]), expected)
+    with pytest.raises(InputError, match="got 5 channels, wanted 4 or 6"):
+        processor.postprocess(image[:, [0, 1, 2, 3, 3]], "uint8")
 
 
 def test_one_pixel_and_one_row():
@@ -205,9 +218,11 @@ def test_one_pixel_and_one_row():
     assert ours.VaeImageProcessor().postprocess(torch.zeros(1, 1, 1, 1))[0].size == (1, 1)
 
 
-def test_8192_pixels_square():
-    row = torch.linspace(-1.2, 1.2, 8192)
-    image = row.expand(1, 3, 8192, 8192)
+@pytest.mark.parametrize("dense", [False, True], ids=["one row", "one plane"])
+def test_8192_pixels_square(dense):
+    row = torch.linspace(-1.2, 1.2, 8192).bfloat16()
+    plane = row.expand(8192, 8192)
+    image = (plane.contiguous() if dense else plane).expand(1, 3, 8192, 8192)
     expected = stock.VaeImageProcessor().postprocess(image[:, :, :1])[0].tobytes()
     picture = ours.VaeImageProcessor().postprocess(image)[0]
     assert picture.size == (8192, 8192)

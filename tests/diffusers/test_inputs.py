@@ -42,6 +42,13 @@ def test_tensor_likes_and_lists(image):
     assert np.array_equal(pixels(bf16), low)
 
 
+def test_results_of_an_inference(image):
+    given = openvino.opset13.parameter(list(image.shape), np.float32)
+    model = openvino.Model([openvino.opset13.result(given)], [given])
+    result = openvino.compile_model(model, "CPU")(image.numpy())
+    assert np.array_equal(pixels(result), pixels(image))
+
+
 def test_preprocess_takes_tensor_likes(image):
     image = image.sigmoid()
     expected = stock.VaeImageProcessor(do_resize=False).preprocess(image)

@@ -11,7 +11,7 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 
 from ovtensor import patch_diffusers
-from ovtensor.diffusers import VaeImageProcessor, VideoProcessor
+from ovtensor.diffusers import VaeImageProcessor, VaeImageProcessorLDM3D, VideoProcessor
 from ovtensor.errors import InputError, NonFiniteError
 
 NAN, INF = float("nan"), float("inf")
@@ -119,6 +119,24 @@ def test_a_policy_that_is_none_is_refused(broken, monkeypatch):
     monkeypatch.setenv("OVTENSOR_NONFINITE", "quiet")
     with pytest.raises(InputError, match="OVTENSOR_NONFINITE is 'quiet'"):
         VaeImageProcessor().postprocess(broken)
+
+
+def test_images_with_depth_are_guarded(broken):
+    image = torch.cat([broken, torch.zeros(4, 1, 8, 8)], 1)
+    processor = VaeImageProcessorLDM3D()
+    for output_type in ("pil", "np", "uint8"):
+        with pytest.raises(NonFiniteError, match="images 1, 3 of a batch of 4"):
+            processor.postprocess(image, output_type)
+    with pytest.warns(RuntimeWarning, match="images 1, 3"):
+        colours, _ = processor.postprocess(image, "np", nonfinite="warn")
+    assert np.isnan(colours[1]).any()
+    assert np.isfinite(colours[[0, 2]]).all()
+
+
+def test_a_warning_points_to_the_caller(broken):
+    with pytest.warns(RuntimeWarning) as caught:
+        VaeImageProcessor().postprocess(broken, nonfinite="warn")
+    assert caught[0].filename == __file__
 
 
 def test_the_helpers_are_guarded_too(broken):

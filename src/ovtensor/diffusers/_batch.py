@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ovtensor._convert import to_numpy, to_torch
+from ovtensor._registry import quick_by_type
 from ovtensor.errors import ConversionError, DatalessTensorError, InputError
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ class Batch:
                 for part in parts
                 for image in ([part] if part.ndim == 3 else _four_dimensional(part).unbind(0))
             )
+            empty = not images or any(image.numel() == 0 for image in images)
         else:
             whole = _four_dimensional(as_tensor(given))
             images = whole.unbind(0)
-        if not images or any(image.numel() == 0 for image in images):
+            empty = whole.numel() == 0
+        if empty:
             shapes = [tuple(image.shape) for image in images] if whole is None else whole.shape
             raise InputError(
                 f"there is no picture in an empty batch: got {tuple(shapes)}, wanted "
@@ -87,6 +90,8 @@ class Batch:
 
     def same_shape(self, wanted: str) -> torch.Size:
         """Return the shape that all images share, or raise: `wanted` is the output type."""
+        if self.whole is not None:
+            return self.whole.shape[1:]
         shapes = {image.shape for image in self.images}
         if len(shapes) > 1:
             raise InputError(
@@ -106,6 +111,9 @@ def as_tensor(given: Any) -> torch.Tensor:
     ConversionError
         If it is no tensor, or complex.
     """
+    quick = quick_by_type.get(type(given)) if type(given) is torch.Tensor else None
+    if quick is not None and (array := quick(given)) is not None:
+        return _real(torch.from_numpy(array))
     plain = type(given) in (torch.Tensor, torch.nn.Parameter)
     # Memory of another device is not looked at here, and stays there until it has to move.
     elsewhere = plain and given.device.type not in ("cpu", "meta")
@@ -116,6 +124,10 @@ def as_tensor(given: Any) -> torch.Tensor:
             f"{type(given).__name__} of {tensor.dtype}, {tuple(tensor.shape)}, has no values; "
             "leave the mode before post-processing"
         )
+    return _real(tensor)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         raise ConversionError(
             f"{tensor.dtype} of shape {tuple(tensor.shape)} is no picture: wanted real values; "

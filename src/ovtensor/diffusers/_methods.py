@@ -16,7 +16,7 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers import _nonfinite, _outputs, _pixels
+from ovtensor.diffusers import _nonfinite, _outputs
 from ovtensor.diffusers._batch import Batch, as_tensor, for_preprocess
 from ovtensor.errors import InputError
 
@@ -32,9 +32,6 @@ _denormalize = stock.VaeImageProcessor.denormalize
 _denormalize_conditionally = stock.VaeImageProcessor._denormalize_conditionally  # noqa: SLF001
 _pt_to_numpy = stock.VaeImageProcessor.pt_to_numpy
 _numpy_to_pil = stock.VaeImageProcessor.numpy_to_pil
-_ldm3d_postprocess = stock.VaeImageProcessorLDM3D.postprocess
-_ldm3d_preprocess = stock.VaeImageProcessorLDM3D.preprocess
-_ldm3d_numpy_to_pil = stock.VaeImageProcessorLDM3D.numpy_to_pil
 _inpaint_preprocess = stock.InpaintProcessor.preprocess
 _preprocess_video = VideoProcessor.preprocess_video
 _postprocess_video = VideoProcessor.postprocess_video
@@ -98,7 +95,7 @@ def postprocess(
     if output_type == "pt" and _needs_gradient(image):
         return _postprocess(self, image, output_type, do_denormalize)
     batch = Batch.of(image, do_denormalize, self.config.do_normalize)
-    policy = _policy(self, nonfinite)
+    policy = policy_of(self, nonfinite)
     convert = _OUTPUTS.get(output_type)
     if convert is None or _has_hooks_of_its_own(self):
         _nonfinite.report(batch.images, policy)
@@ -150,17 +147,12 @@ def pt_to_numpy(images: Any) -> np.ndarray[Any, Any]:
 
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Turn ``(batch, height, width, channels)`` in [0, 1] into pictures; see `postprocess`."""
-    return _array_to_pil(images, _numpy_to_pil)
-
-
-def ldm3d_numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
-    """Turn the colours of ``(batch, height, width, 4 or 6)`` into pictures."""
-    return _array_to_pil(images, _ldm3d_numpy_to_pil, channels=3)
+    return pictures_of_array(images, _numpy_to_pil)
 
 
 def plain_numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Do the work of ``diffusers.utils.pil_utils.numpy_to_pil``."""
-    return _array_to_pil(images, _plain_numpy_to_pil)
+    return pictures_of_array(images, _plain_numpy_to_pil)
 
 
 def plain_pt_to_pil(images: Any) -> list[Image.Image]:
@@ -170,47 +162,6 @@ def plain_pt_to_pil(images: Any) -> list[Image.Image]:
     if not looks_finite:
         _nonfinite.report(batch.images, _nonfinite.policy_in_force())
     return pictures
-
-
-def ldm3d_postprocess(
-    self: Any,
-    image: Any,
-    output_type: str = "pil",
-    do_denormalize: Sequence[bool] | None = None,
-    *,
-    nonfinite: str | None = None,
-) -> Any:
-    """Turn decoded images of 4 or 6 channels into pairs of colours and depth; see `postprocess`.
-
-    Returns
-    -------
-    tuple
-        ``(colours, depth)``; for ``"uint8"``, arrays ``(batch, height, width, 3)`` of uint8 and
-        ``(batch, height, width)`` of uint16: the fourth channel times 65535, or the fifth and
-        sixth as its high and low byte.
-    """
-    batch = Batch.of(image, do_denormalize, self.config.do_normalize)
-    if not all(map(_pixels.looks_finite, batch.images)):
-        _nonfinite.report(batch.images, _policy(self, nonfinite))
-    if output_type != "uint8":
-        return _ldm3d_postprocess(self, _whole(batch), output_type, do_denormalize)
-    channels = batch.same_shape("uint8")[0]
-    if channels not in (4, 6):
-        raise InputError(f"got {channels} channels, wanted 4 or 6: three of colour and the depth")
-    colours, depth = (
-        Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
-        for part in (slice(3), slice(3, None))
-    )
-    pixels = _outputs.to_uint8(colours)[0]
-    if channels == 4:
-        return pixels, (_outputs.to_array(depth)[0][..., 0] * 65535.0).astype(np.uint16)
-    high_and_low = _outputs.to_uint8(depth)[0][..., 1:].astype(np.uint16)
-    return pixels, high_and_low[..., 0] * np.uint16(256) + high_and_low[..., 1]
-
-
-def ldm3d_preprocess(self: Any, rgb: Any, depth: Any, *args: Any, **kwargs: Any) -> Any:
-    """Prepare colours and depth as diffusers does, from any array-like object."""
-    return _ldm3d_preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
 
 
 def inpaint_preprocess(self: Any, image: Any, mask: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -274,13 +225,14 @@ def _around_hooks(
     self: Any, batch: Batch, output_type: str, do_denormalize: Sequence[bool] | None
 ) -> Any:
     if output_type != "uint8":
-        return _postprocess(self, _whole(batch), output_type, do_denormalize)
-    pictures = _postprocess(self, _whole(batch), "pil", do_denormalize)
+        return _postprocess(self, whole(batch), output_type, do_denormalize)
+    pictures = _postprocess(self, whole(batch), "pil", do_denormalize)
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     return pixels if pixels.ndim == 4 else pixels[..., None]
 
 
-def _array_to_pil(images: Any, original: Any, channels: int | None = None) -> list[Image.Image]:
+def pictures_of_array(images: Any, original: Any, channels: int | None = None) -> list[Image.Image]:
+    """Make pictures of the first `channels` of an array, or leave odd ones to `original`."""
     regular = isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.size > 0
     if not regular or images.dtype.kind != "f" or not 1 <= images.shape[-1] <= 6:
         pictures: list[Image.Image] = original(images)  # its answer, or its error
@@ -294,7 +246,8 @@ def _array_to_pil(images: Any, original: Any, channels: int | None = None) -> li
     return pictures
 
 
-def _policy(processor: Any, argument: str | None) -> _nonfinite.Policy:
+def policy_of(processor: Any, argument: str | None) -> _nonfinite.Policy:
+    """Choose what NaN does: the word of the call, of the processor, or what is in force."""
     own = getattr(processor, "nonfinite", None)
     return _nonfinite.policy_in_force(argument, own)
 
@@ -303,9 +256,10 @@ def _needs_gradient(image: Any) -> bool:
     return isinstance(image, torch.Tensor) and image.requires_grad and torch.is_grad_enabled()
 
 
-def _whole(batch: Batch) -> torch.Tensor:
+def whole(batch: Batch) -> torch.Tensor:
+    """Give the batch as one tensor."""
     return torch.stack(batch.images) if batch.whole is None else batch.whole
 
 
 def _merged(image: Any) -> torch.Tensor:
-    return _whole(Batch.of(image, None, default=False))
+    return whole(Batch.of(image, None, default=False))

@@ -24,19 +24,17 @@ __all__ = [
 ]
 
 Policy = Literal["raise", "warn", "ignore"]
+_POLICIES: tuple[Policy, ...] = get_args(Policy)
 ENVIRONMENT = "OVTENSOR_NONFINITE"
 
 _process_policy: Policy | None = None  # the word of the patch in force
 
 
-def checked_policy(value: str | None, origin: str) -> Policy | None:
-    """Return `value` if it is a policy or None; `origin` names it in the error otherwise."""
-    for policy in get_args(Policy):
-        if value == policy:
-            return policy  # type: ignore[no-any-return]  # get_args forgets the Literal
-    if value is None:
-        return None
-    raise InputError(f"{origin} is {value!r}; it must be 'raise', 'warn' or 'ignore'")
+def checked_policy(value: str, origin: str) -> Policy:
+    """Return `value` if it is a policy; `origin` names it in the error otherwise."""
+    if value not in _POLICIES:
+        raise InputError(f"{origin} is {value!r}; it must be 'raise', 'warn' or 'ignore'")
+    return value
 
 
 def set_process_policy(policy: Policy | None) -> None:
@@ -48,9 +46,9 @@ def set_process_policy(policy: Policy | None) -> None:
 def policy_in_force(*candidates: str | None) -> Policy:
     """Choose the first of candidates, the patch's word, the environment's word and ``"raise"``."""
     for candidate in (*candidates, _process_policy):
-        if (policy := checked_policy(candidate, "nonfinite")) is not None:
-            return policy
-    return checked_policy(os.environ.get(ENVIRONMENT) or None, ENVIRONMENT) or "raise"
+        if candidate is not None:
+            return checked_policy(candidate, "nonfinite")
+    return checked_policy(os.environ.get(ENVIRONMENT) or "raise", ENVIRONMENT)
 
 
 def report(images: Sequence[torch.Tensor], policy: Policy, *, stacklevel: int = 3) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Modes of which Pillow reads words in memory. Before Pillow 13 exporting a picture that does not
+# own its memory, which the way to RGB takes, read a null pointer.
+_WORD_MODES: tuple[str, ...] = ("RGBA",)
+if int(PIL.__version__.split(".")[0]) >= 13:
+    _WORD_MODES = ("RGB", "RGBA")
+if sys.byteorder != "little":
+    _WORD_MODES = ()
 
 
 def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
@@ -24,18 +33,25 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
 
     Notes
     -----
-    One scratch image of bytes serves the whole batch; Pillow's copy of the planes into its own
-    memory is the only one. A grey picture shares its bytes with Pillow and has no copy.
+    Colours are written to Pillow's memory block by block. A grey picture shares its bytes with
+    Pillow, as one of diffusers does: Pillow copies it before it writes.
     """
     pictures, finite = [], True
-    scratch = None
-    for image, denormalize in zip(batch.images, batch.denormalize, strict=True):
-        mode = _mode(image.shape[0])
-        # Pillow copies RGB into pixels of four bytes; of other modes it may keep what it is given.
-        if scratch is None or mode != "RGB" or scratch.shape != image.shape:
-            scratch = _bytes_like(image)
-        finite = _pixels.to_bytes(image.cpu(), scratch, denormalize=denormalize) and finite
-        pictures.append(_picture(scratch.numpy(), mode))
+    for given, denormalize in zip(batch.images, batch.denormalize, strict=True):
+        image = given.cpu()
+        _, height, width = image.shape
+        mode = _mode(len(image))
+        if mode in _WORD_MODES and image.stride()[1:] == (width, 1):
+            picture, top = Image.new(mode, (width, height), None), 0
+            for words, block_is_finite in _pixels.words(image, denormalize=denormalize):
+                picture.paste(_picture_of_words(words, mode), (0, top))
+                top += len(words)
+                finite = finite and block_is_finite
+        else:
+            pixels = _bytes_like(image)
+            finite = _pixels.to_bytes(image, pixels, denormalize=denormalize) and finite
+            picture = _picture(pixels.numpy(), mode)
+        pictures.append(picture)
     return pictures, finite
 
 
@@ -123,7 +139,8 @@ def _bytes_like(image: torch.Tensor) -> torch.Tensor:
 
 def _fill_unit(batch: Batch, out: torch.Tensor) -> bool:
     finite = True
-    for image, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
+    targets = out.unbind(0)
+    for image, denormalize, target in zip(batch.images, batch.denormalize, targets, strict=True):
         if denormalize:
             finite = _pixels.to_unit(image.to(out.device), target) and finite
         else:
@@ -150,3 +167,15 @@ def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
         for plane in pixels
     ]
     return bands[0] if mode == "L" else Image.merge(mode, bands)
+
+
+def _picture_of_words(words: np.ndarray[Any, Any], mode: str) -> Image.Image:
+    """Show words of four bytes, ``(height, width)``, as a read-only picture without a copy.
+
+    Pillow maps buffers of the modes RGBX and RGBA. Arrow's interface, which needs no Arrow, then
+    makes of RGBX another picture over the same memory that is RGB.
+    """
+    size = words.shape[1], words.shape[0]
+    mapped = "RGBX" if mode == "RGB" else mode
+    picture = Image.frombuffer(mapped, size, words, "raw", mapped, 0, 1)
+    return Image.fromarrow(picture, mode, size) if mapped != mode else picture

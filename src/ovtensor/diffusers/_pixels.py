@@ -7,7 +7,8 @@ Here the same rounding steps happen in place in one scratch block that stays in 
   does round, among the subnormal numbers, the sum is 0.5 either way.)
 - It rounds in the tensor's own dtype, as diffusers does; only then comes float32.
 - Adding 2**23 to a float32 in [0, 255] rounds it half to even, as ``np.round`` does, and leaves the
-  integer in the low byte of its bits. torch casts int32 to uint8 nine times as fast as float32.
+  integer in the low byte of its bits. Integer operators go on from there: torch casts int32 to
+  uint8 nine times as fast as float32, and adds the bytes of a pixel up to one word.
 
 A sum of each block, while it is in the cache, tells whether all of it is finite: NaN and infinities
 survive every addition. A sum can overflow over finite values too; what it reports is a suspicion.
@@ -24,17 +25,26 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "unit_to_bytes"]
+__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "unit_to_bytes", "words"]
 
 # Bytes of scratch: one plane of a 1024-pixel picture, at home in the last-level cache. Blocks the
-# size of the L2 cache took 1.4 times as long on two cores: each of the six operators costs about
-# 8 microseconds to start, whatever its size.
+# size of the L2 cache took 1.4 times as long on two cores: each operator costs some microseconds
+# to start, whatever its size.
 BLOCK_BYTES = 2**22
 # The dtypes in which diffusers' arithmetic runs; of every other it computes in torch's default.
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# As tensors, because each plain number would be wrapped in one at every block.
-_ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
+# As tensors, because each plain number would be wrapped in one at every block. Those of the CPU
+# serve every device.
+_HALF = {dtype: torch.tensor(0.5, dtype=dtype, device="cpu") for dtype in _FLOATS}
 _LEVELS = torch.tensor(255.0, dtype=torch.float32, device="cpu")
+_ROUND = torch.tensor(2.0**23, dtype=torch.float32, device="cpu")
+# In a word, the first channel's 2**23 leaves 0x4B in the highest byte. What is added to the third
+# channel makes that 255 for three channels, as in Pillow, and 0 for a fourth one to fill. Both are
+# even, so that half of a level still goes to the even one.
+_ROUND_IN_WORD = {
+    3: _ROUND + torch.tensor([0.0, 0.0, 0xB400], device="cpu").view(3, 1, 1),
+    4: _ROUND + torch.tensor([0.0, 0.0, 0xB500, 0.0], device="cpu").view(4, 1, 1),
+}
 
 
 def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bool:
@@ -57,37 +67,62 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
         False if there may be values that are not finite.
     """
     image = _computable(image)
-    dtype = image.dtype
-    is_float32 = dtype is torch.float32
-    step = BLOCK_BYTES // (4 if is_float32 else 4 + dtype.itemsize)
-    size = min(step, image.numel())
-    work = torch.empty(size, dtype=torch.float32, device="cpu")
-    own = work if is_float32 else torch.empty(size, dtype=dtype, device="cpu")
-    half = torch.tensor(0.5, dtype=dtype, device="cpu")
+    step = _step(image.dtype)
+    scratch = _Scratch(image.dtype, min(step, image.numel()))
     finite = True
     for source, target in blocks(image, out, step):
-        x = _like(work, source)
-        if not denormalize:
-            x.copy_(source)
-        elif is_float32:
-            torch.add(half, source, alpha=0.5, out=x)
-        else:
-            x.copy_(torch.add(half, source, alpha=0.5, out=_like(own, source)))
-        block_is_finite = math.isfinite(x.sum().item())
-        finite = finite and block_is_finite
-        if denormalize:
-            # In diffusers this comes before float32. Clamping to two numbers that both dtypes
-            # have commutes with the rounding between them.
-            x.clamp_(0.0, 1.0)
-        x.mul_(_LEVELS)
+        levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
         if denormalize and block_is_finite:
-            target.copy_(x.add_(_ROUND).view(torch.int32))
+            target.copy_(levels.add_(_ROUND).view(torch.int32))
         else:
-            # NumPy's own cast, because what it makes of NaN and of values that do not fit in a
-            # byte differs between processors.
-            with np.errstate(invalid="warn" if block_is_finite else "ignore"):
-                np.copyto(target.numpy(), x.round_().numpy(), casting="unsafe")
+            np.copyto(target.numpy(), _cast(levels, block_is_finite))
+            finite = finite and block_is_finite
     return finite
+
+
+def words(image: torch.Tensor, *, denormalize: bool) -> Iterator[tuple[np.ndarray[Any, Any], bool]]:
+    """Compute the pixels of one image as Pillow stores colours: four bytes, red first.
+
+    Parameters
+    ----------
+    image : torch.Tensor
+        ``(3 or 4, height, width)`` on the CPU, of any real dtype; not modified. Fastest with dense
+        planes.
+    denormalize : bool
+        As for `to_bytes`.
+
+    Yields
+    ------
+    numpy.ndarray
+        int32 of shape ``(rows, width)``, from the top down; the next step overwrites it. A fourth
+        byte that is no channel is 255.
+    bool
+        False if there may be values that are not finite.
+
+    Notes
+    -----
+    For processors that store the lowest byte of a word first.
+    """
+    image = _computable(image)
+    channels, height, width = image.shape
+    values = channels + 1  # of four bytes, for each pixel: its levels and its word
+    pieces = math.ceil(height * width * values / _step(image.dtype))
+    rows = math.ceil(height / pieces)
+    scratch = _Scratch(image.dtype, channels * rows * width)
+    out = torch.empty(rows, width, dtype=torch.int32, device="cpu")
+    for source in image.chunk(pieces, 1):
+        target = out[: source.shape[1]]
+        levels, finite = scratch.levels(source, denormalize=denormalize)
+        if denormalize and finite:
+            planes = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
+            torch.add(planes[0], planes[1], alpha=2**8, out=target)
+            for channel in range(2, channels):
+                target.add_(planes[channel], alpha=2 ** (8 * channel))
+        else:
+            places = target.numpy().view(np.uint8).reshape(*target.shape, 4)
+            places[..., channels:] = 255
+            places[..., :channels] = _cast(levels, finite).transpose(1, 2, 0)
+        yield target.numpy(), finite
 
 
 def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
@@ -106,18 +141,21 @@ def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
         False if there may be values that are not finite.
     """
     image = _computable(image)
-    half = torch.tensor(0.5, dtype=image.dtype, device="cpu")  # a CPU scalar serves every device
-    in_place = out.dtype is image.dtype
-    step = image.numel() if in_place else BLOCK_BYTES // image.dtype.itemsize
-    own = out if in_place else image.new_empty(min(step, image.numel()))
+    if out.dtype is image.dtype:
+        return _fill_unit(image, out)
+    own = image.new_empty(min(BLOCK_BYTES // image.dtype.itemsize, image.numel()))
     finite = True
-    for source, target in blocks(image, out, step):
-        if in_place:
-            torch.add(half, source, alpha=0.5, out=target)
-        else:
-            target.copy_(torch.add(half, source, alpha=0.5, out=_like(own, source)))
-        finite = math.isfinite(target.sum(dtype=_wide(target)).item()) and finite
-        target.clamp_(0.0, 1.0)
+    for source, target in blocks(image, out, own.numel()):
+        x = _like(own, source)
+        finite = _fill_unit(source, x) and finite
+        target.copy_(x)
+    return finite
+
+
+def _fill_unit(source: torch.Tensor, out: torch.Tensor) -> bool:
+    torch.add(_HALF[source.dtype], source, alpha=0.5, out=out)
+    finite = _is_finite(out)
+    out.clamp_(0.0, 1.0)
     return finite
 
 
@@ -159,16 +197,13 @@ def looks_finite(image: torch.Tensor) -> bool:
         return True
     image = _computable(image)
     step = BLOCK_BYTES // image.dtype.itemsize
-    return all(
-        math.isfinite(block.sum(dtype=_wide(block)).item())
-        for block, _ in blocks(image, image, step)
-    )
+    return all(_is_finite(block) for block, _ in blocks(image, image, step))
 
 
 def blocks(
     image: torch.Tensor, out: torch.Tensor, step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cut two tensors ``(channels, height, width)`` alike into views of about `step` values.
+    """Cut two tensors ``(channels, height, width)`` alike into views of at most `step` values.
 
     The views are flat where both have one dense memory order, planar or channels-last; of all
     other memory they are rows of a channel.
@@ -182,16 +217,62 @@ def blocks(
             return
     rows = max(1, step // image.shape[-1])
     for a, b in zip(image, out, strict=True):
-        yield from zip(torch.split(a, rows), torch.split(b, rows), strict=True)
+        for c, d in zip(torch.split(a, rows), torch.split(b, rows), strict=True):
+            yield from zip(torch.split(c, step, 1), torch.split(d, step, 1), strict=True)
+
+
+def _step(dtype: torch.dtype) -> int:
+    """Tell how many values of scratch fit in a block: float32, and `dtype` if that is another."""
+    return max(1, BLOCK_BYTES // (4 if dtype is torch.float32 else 4 + dtype.itemsize))
+
+
+class _Scratch:
+    """One block in which levels from 0 to 255 are computed."""
+
+    __slots__ = ("_half", "_own", "_work")
+
+    def __init__(self, dtype: torch.dtype, size: int) -> None:
+        self._half = _HALF[dtype]
+        self._work = torch.empty(size, dtype=torch.float32, device="cpu")
+        is_float32 = dtype is torch.float32
+        self._own = None if is_float32 else torch.empty(size, dtype=dtype, device="cpu")
+
+    def levels(self, source: torch.Tensor, *, denormalize: bool) -> tuple[torch.Tensor, bool]:
+        """Compute 255 times the values in [0, 1], not yet rounded, and whether all look finite."""
+        x = _like(self._work, source)
+        if not denormalize:
+            x.copy_(source)
+        elif self._own is None:
+            torch.add(self._half, source, alpha=0.5, out=x)
+        else:
+            own = _like(self._own, source)
+            x.copy_(torch.add(self._half, source, alpha=0.5, out=own))
+        finite = _is_finite(x)
+        if denormalize:
+            # In diffusers this comes before float32. Clamping to two numbers that both dtypes
+            # have commutes with the rounding between them.
+            x.clamp_(0.0, 1.0)
+        return x.mul_(_LEVELS), finite
+
+
+def _cast(levels: torch.Tensor, finite: bool) -> np.ndarray[Any, Any]:
+    """Round and cast as NumPy does.
+
+    What that makes of NaN and of values that do not fit in a byte differs between processors, and
+    between strided and contiguous memory; diffusers has contiguous memory here.
+    """
+    with np.errstate(invalid="warn" if finite else "ignore"):
+        return levels.round_().numpy().astype(np.uint8)
 
 
 def _computable(image: torch.Tensor) -> torch.Tensor:
     return image if image.dtype in _FLOATS else image.to(torch.get_default_dtype())
 
 
-def _wide(image: torch.Tensor) -> torch.dtype:
+def _is_finite(block: torch.Tensor) -> bool:
     # Only float16 is summed in a wider type: bfloat16 has the range of float32.
-    return torch.float32 if image.dtype is torch.float16 else image.dtype
+    wide = torch.float32 if block.dtype is torch.float16 else block.dtype
+    return math.isfinite(block.sum(dtype=wide).item())
 
 
 def _like(scratch: torch.Tensor, block: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import image_processor as stock
 from diffusers import video_processor as stock_video
 
-from ovtensor.diffusers import _methods
+from ovtensor.diffusers import _depth, _methods
 
 __all__ = [
     "IPAdapterMaskProcessor",
@@ -47,9 +47,10 @@ class VaeImageProcessor(stock.VaeImageProcessor):
 class VaeImageProcessorLDM3D(VaeImageProcessor, stock.VaeImageProcessorLDM3D):
     """A drop-in for diffusers' processor of images with depth."""
 
-    postprocess = _methods.ldm3d_postprocess
-    preprocess = _methods.ldm3d_preprocess  # type: ignore[assignment]  # as in diffusers
-    numpy_to_pil = staticmethod(_methods.ldm3d_numpy_to_pil)
+    postprocess = _depth.postprocess
+    preprocess = _depth.preprocess  # type: ignore[assignment]  # as in diffusers
+    numpy_to_pil = staticmethod(_depth.numpy_to_pil)
+    numpy_to_depth = _depth.numpy_to_depth
 
 
 class IPAdapterMaskProcessor(VaeImageProcessor, stock.IPAdapterMaskProcessor):

@@ -134,7 +134,8 @@ def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
     >>> is_patched()
     False
     """
-    handle = PatchHandle(_nonfinite.checked_policy(nonfinite, "nonfinite"))
+    policy = None if nonfinite is None else _nonfinite.checked_policy(nonfinite, "nonfinite")
+    handle = PatchHandle(policy)
     with _lock:
         _PATCH.apply()
         _handles.append(handle)
