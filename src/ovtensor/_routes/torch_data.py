@@ -14,7 +14,7 @@ import torch
 from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
 from torch.nn.parameter import is_lazy
 
-__all__ = ["disturbed", "why_dataless"]
+__all__ = ["disturbed", "peeled", "why_dataless"]
 
 _RELEASED = (
     "it is a FakeTensor, which stands in for values and holds none. A model gives such results "
@@ -41,15 +41,25 @@ def why_dataless(x: torch.Tensor) -> str | None:
 
     Call it under ``DisableTorchFunction``: it must not reach a subclass's own methods.
     """
+    x = peeled(x)
     return _why_traced() or _why_unreal(x) or _why_freed(x)
+
+
+def peeled(x: torch.Tensor) -> torch.Tensor:
+    """Take off what a derivative of ``torch.func`` put around a tensor that has outlived it."""
+    while _functorch.is_gradtrackingtensor(x) and (inner := _functorch.unwrap_if_dead(x)) is not x:
+        x = inner
+    return x
 
 
 def _why_traced() -> str | None:
     proxy = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
+    early = torch._C.DispatchKey.PreDispatch  # noqa: SLF001
     tracing = (
         torch.compiler.is_compiling()
         or _get_tracing_state() is not None
         or torch._C._get_dispatch_mode(proxy) is not None  # noqa: SLF001
+        or torch._C._dispatch_tls_is_dispatch_key_included(early)  # noqa: SLF001
     )
     return _TRACED if tracing else None
 
