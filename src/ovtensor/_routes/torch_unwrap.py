@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Masked", "dispatches", "way_out"]
 
 # Conversions that subclasses offer, in the order in which they are asked for.
-_METHODS = ("dequantize", "full_tensor", "wait", "to_dense", "as_tensor")
+# as_tensor comes before to_dense, which of a list of edges makes a matrix.
+_METHODS = ("dequantize", "full_tensor", "wait", "as_tensor", "to_dense")
 _SAMPLES = 8
 
 
@@ -56,11 +57,14 @@ def way_out(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
         base = getattr(sys.modules.get(module), attribute, None)
         if isinstance(base, type) and issubclass(cls, base):
             return special(x)
+    dispatching = dispatches(x)
     for method in _METHODS:
         own = getattr(cls, method, None)
+        if method == "as_tensor" and not dispatching:
+            continue  # the memory of such a class is what this method would give
         if own is not None and own is not getattr(torch.Tensor, method, None):
             return _simpler(x, method, own)
-    return _by_operator(x, values) if dispatches(x) else x
+    return _by_operator(x, values) if dispatching else x
 
 
 def _simpler(x: torch.Tensor, method: str, own: Callable[[Any], Any]) -> Any:
@@ -184,16 +188,18 @@ def _params_8bit(x: Any) -> Any:
     scale = getattr(x, "SCB", None)
     if scale is None:
         return _unquantized(x)
-    # bitsandbytes.functional.int8_vectorwise_dequant: one absolute maximum a row
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
     codes = x.data.as_subclass(torch.Tensor)
-    return codes.to(torch.float32) * scale.reshape(-1, 1).to(codes.device) / 127
+    return int8_vectorwise_dequant(codes, scale.to(codes.device))
 
 
 def _unquantized(x: Any) -> Any:
     if not x.dtype.is_floating_point:
         raise ConversionError(
             f"{_name(x)} (dtype {x.dtype}): packed codes whose scale is gone; "
-            "keep the quantization state, or reload the weights"
+            "keep the quantization state (Linear8bitLt moves it to layer.state.SCB at its first "
+            "call), or reload the weights"
         )
     return x
 
