@@ -36,6 +36,8 @@ class NumpyRoute:
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell shape, dtype and ownership."""
         memory = Memory.FRESH if isinstance(x, np.generic) else _owner(x)
+        own = x.dtype.isnative and (x.dtype in BY_NUMPY or x.dtype.kind == "U")
+        narrow = BY_NATIVE.get(x.dtype.name)
         return TensorInfo(
             library="numpy",
             type=qualified_name(type(x)),
@@ -43,7 +45,8 @@ class NumpyRoute:
             dtype=str(x.dtype),
             device="cpu",
             has_data=True,
-            zero_copy=memory is not Memory.FRESH and x.dtype.isnative and not x.dtype.hasobject,
+            zero_copy=memory is not Memory.FRESH
+            and (own or (narrow is not None and not narrow.integral)),
             route="numpy",
             owner=memory.value,
         )

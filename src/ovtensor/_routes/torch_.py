@@ -22,7 +22,7 @@ from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor._packed import unpack
 from ovtensor._registry import host, read
 from ovtensor._routes.torch_data import disturbed, peeled, why_dataless
-from ovtensor._routes.torch_unwrap import Masked, way_out
+from ovtensor._routes.torch_unwrap import Masked, is_plain, way_out
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class TorchRoute:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
             reason = why_dataless(x)
             shape = _shape(x)
-            plain = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
-            view = plain and x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg())
+            strided = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
+            as_is = x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg() or x._is_zerotensor())  # noqa: SLF001
             return TensorInfo(
                 library=type(x).__module__.partition(".")[0],
                 type=qualified_name(type(x)),
@@ -66,7 +66,7 @@ class TorchRoute:
                 device=str(x.device),
                 has_data=reason is None,
                 reason=reason,
-                zero_copy=bool(reason is None and view and type(x) in _PLAIN),
+                zero_copy=reason is None and strided and as_is and is_plain(x),
                 route="torch",
                 owner=Memory.CALLER.value,
             )
@@ -277,7 +277,6 @@ class ProxyRoute:
         )
 
 
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 ROUTE = TorchRoute()
 PLAIN, PARAMETER = PlainRoute(), ParameterRoute()
 PROXY = ProxyRoute()
