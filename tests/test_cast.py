@@ -15,6 +15,7 @@ BAD = [
     ([1e300], "float32", "1e+300"),
     ([1e300], "bfloat16", "1e+300"),
     ([500.0], "float8_e4m3fn", "500"),
+    ([np.inf], "float8_e4m3fn", "inf"),
     ([0.5], "int32", "0.5"),
     ([np.nan], "int64", "nan"),
     ([np.inf], "uint8", "inf"),

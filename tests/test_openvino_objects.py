@@ -269,7 +269,7 @@ def test_what_openvino_itself_gets_wrong_is_still_so():
         assert np.asarray(constant).dtype != np.float16
 
 
-def test_float_arrays_reach_a_bf16_input_as_bf16(single):
+def test_floats_become_the_bf16_that_openvino_makes_of_them(single):
     request = single.create_infer_request()
     request.infer(ovtensor.to_openvino(VALUES))
     out = request.get_output_tensor()
@@ -277,6 +277,16 @@ def test_float_arrays_reach_a_bf16_input_as_bf16(single):
     given = ovtensor.to_openvino(VALUES, dtype="bfloat16")
     assert given.element_type == ov.Type.bf16
     np.testing.assert_array_equal(given.data.view(np.uint16), out.data.view(np.uint16))
+
+
+def test_a_bf16_input_takes_what_to_openvino_makes():
+    x = ops.parameter([2, 4], ov.Type.bf16, name="x")
+    model = ov.Core().compile_model(ov.Model([ops.result(ops.convert(x, "f32"))], [x]), "CPU")
+    garbled = model(VALUES.astype(np.float16))[0]
+    assert not np.array_equal(garbled, VALUES)  # OpenVINO writes float16 bits
+    np.testing.assert_array_equal(model(ovtensor.to_openvino(VALUES, dtype="bfloat16"))[0], VALUES)
+    given = torch.from_numpy(VALUES).bfloat16()
+    np.testing.assert_array_equal(model(ovtensor.to_openvino(given, copy=False))[0], VALUES)
 
 
 @pytest.mark.parametrize(

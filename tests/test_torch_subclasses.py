@@ -209,6 +209,8 @@ def test_distributed_tensors(mesh):
     for placement in (Shard(0), Replicate()):
         x = distribute_tensor(VALUES, mesh, [placement])
         np.testing.assert_array_equal(ovtensor.to_numpy(x), VALUES)
+        ovtensor.to_numpy(x, copy=True)[...] = -1
+        assert torch.equal(x.to_local(), VALUES)
     pending = all_reduce(VALUES.clone(), "sum", mesh)
     np.testing.assert_array_equal(ovtensor.to_numpy(pending), VALUES)
 
@@ -309,7 +311,7 @@ def test_bitsandbytes_eight_bit_weights(need):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["qint2", "qint4", "qint8", "qfloat8"])
+@pytest.mark.parametrize("kind", ["qint8", "qfloat8"])  # for the narrower it compiles C++ first
 def test_quanto_weights(need, kind):
     quanto = need("optimum-quanto", "optimum.quanto")
     model = torch.nn.Sequential(torch.nn.Linear(128, 64))

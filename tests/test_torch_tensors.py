@@ -96,6 +96,13 @@ def test_float4_pairs_are_unpacked():
     native = ovtensor.to_numpy(x, dtype="native")
     assert native.dtype.name == "float4_e2m1fn"
     np.testing.assert_array_equal(native.astype(np.float32), wanted)
+    with pytest.raises(ConversionError, match=r"copy=False.*made by the conversion itself"):
+        ovtensor.to_numpy(x, dtype="native", copy=False)  # ml_dtypes spends a byte on each
+    transposed = x.T
+    np.testing.assert_array_equal(ovtensor.to_numpy(transposed), [[0, 0.5, 2, 3], [1, 1.5, 4, -6]])
+    packed = ovtensor.to_openvino(x)
+    assert packed.element_type.get_type_name() == "f4e2m1"
+    np.testing.assert_array_equal(ovtensor.to_numpy(packed), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
