@@ -15,6 +15,7 @@ from openvino import opset13 as ops
 import ovtensor
 from ovtensor._dtypes import BY_OPENVINO
 from ovtensor._packed import pack
+from ovtensor._routes import openvino_
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 TYPES = sorted(set(BY_OPENVINO) - {"string"})
@@ -45,6 +46,20 @@ def decoded(codes, element):
     if element.native and not element.integral:
         return codes.astype(element.carrier).view(getattr(ml_dtypes, element.native)).astype("f4")
     return codes
+
+
+def test_every_type_is_known(monkeypatch):
+    theirs = {name for name in dir(ov.Type) if isinstance(getattr(ov.Type, name), ov.Type)}
+    assert theirs - {"dynamic"} == set(BY_OPENVINO)
+    monkeypatch.delitem(openvino_._ELEMENT, ov.Type.bf16)  # as a later one is not
+    with pytest.raises(ConversionError, match=r"Tensor .*bf16.*element type is not known"):
+        ovtensor.to_numpy(tensor("bf16", (2,))[0])
+
+
+def test_numpy_has_no_nf4():
+    x, _ = tensor("nf4", (2,))
+    with pytest.raises(ConversionError, match=r"NumPy has no type for nf4.*to get float32"):
+        ovtensor.to_numpy(x, dtype="native")
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 5), (2, 1, 9), ()], ids=str)
@@ -225,7 +240,7 @@ def test_objects_that_name_who_has_the_values(compiled):
 
 
 class Remote:
-    """The structure of a remote tensor, whose device this machine does not have."""
+    """Has what a remote tensor has, whose device this machine does not have."""
 
     def __init__(self, source):
         self.source = source
@@ -245,7 +260,11 @@ class TypedRemote(Remote):
 def test_remote_tensors():
     from ovtensor._routes.openvino_objects import ROUTE
 
-    assert ovtensor._registry.route_for(ov.RemoteTensor) is ROUTE
+    for real in (ov.RemoteTensor, ov.VASurfaceTensor):
+        assert ovtensor._registry.route_for(real) is ROUTE
+        assert {"get_shape", "copy_to"} <= set(dir(real))
+        assert not {"get_element_type", "element_type"} & set(dir(real))
+    assert "target_tensor: openvino._pyopenvino.Tensor" in ov.RemoteTensor.copy_to.__doc__
     x, _ = tensor("bf16", (2, 3))
     found = ROUTE.read(TypedRemote(x))
     np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
