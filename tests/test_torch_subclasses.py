@@ -160,6 +160,13 @@ def test_no_guess_is_made(make, text):
         ovtensor.to_numpy(make())
 
 
+def test_what_a_way_out_gives_is_no_view():
+    for x in (Dequantized(VALUES), Wrapper(VALUES.clone())):
+        with pytest.raises(ConversionError, match=r"copy=False.*not known to be shared"):
+            ovtensor.to_numpy(x, copy=False)
+        assert not ovtensor.describe(x).zero_copy
+
+
 def test_two_sets_of_values():
     from torch.testing._internal.two_tensor import TwoTensor
 

@@ -142,7 +142,7 @@ def on_device(x: torch.Tensor) -> torch.Tensor | None:
             return None
         _demand_data(x)
     simple = way_out(x, _memory)
-    with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
         return _dense(simple) if isinstance(simple, torch.Tensor) else None
 
 
@@ -166,8 +166,7 @@ def _read(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
                 f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or dispatch "
                 "mode is active; leave the mode first"
             )
-        with torch.no_grad():
-            found = host(_strided(_dense(x).cpu()))
+        found = host(_strided(_dense(x).cpu()))
     found.memory = Memory.FRESH
     return found
 
@@ -178,7 +177,7 @@ def _demand_data(x: torch.Tensor) -> None:
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
-    """Bring quantized, sparse and mkldnn layouts to plain strided values."""
+    """Bring quantized, sparse and mkldnn layouts to plain strided values, out of the graph."""
     x = x.detach()
     if x.is_quantized:
         x = x.dequantize()
