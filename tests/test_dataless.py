@@ -101,6 +101,7 @@ TRANSFORMS = {
 def test_inside_functorch(outer, inner):
     captured = torch.arange(6.0).reshape(2, 3)
     sources = [captured, torch.nn.Parameter(captured.clone()), captured.T, captured.bfloat16()]
+    sparse = captured.to_sparse()
     seen = []
 
     def function(x):
@@ -111,6 +112,8 @@ def test_inside_functorch(outer, inner):
             np.testing.assert_array_equal(
                 ovtensor.to_numpy(source), WHOLE.T if source is sources[2] else WHOLE
             )
+        with pytest.raises(DatalessTensorError, match="leave the mode"):
+            ovtensor.to_numpy(sparse)  # which takes an operator
         seen.append(True)
         return x * 2
 
