@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +18,11 @@ import ovtensor
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 WHOLE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def functional(x):
+    with FunctionalTensorMode():
+        return FunctionalTensor.to_functional(x)
 
 
 def freed(count, left, begin=0, step=1):
@@ -32,6 +38,7 @@ DATALESS = {
     ),
     "meta": (lambda: torch.ones(2, device="meta"), "device meta.*keeps shapes and no values"),
     "functional": (lambda: torch._to_functional_tensor(torch.ones(2)), "functional tensor"),
+    "functional in Python": (lambda: functional(torch.ones(2)), "functional tensor"),
     "lazy parameter": (lambda: torch.nn.LazyLinear(2).weight, "never initialized"),
     "lazy buffer": (torch.nn.parameter.UninitializedBuffer, "never initialized"),
     "freed": (lambda: freed(10, 0), r"freed or shrunk \(0 of 40 bytes"),

@@ -8,7 +8,6 @@ public ones. Each has a test that tells when it changes.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
@@ -71,7 +70,7 @@ def _why_unreal(x: torch.Tensor) -> str | None:
         return "torch.vmap is at work on it and it stands for a batch; convert after vmap"
     if _functorch.is_gradtrackingtensor(x):
         return "torch.func is differentiating through it; convert outside of grad, vjp or jvp"
-    if torch._is_functional_tensor(x):  # noqa: SLF001
+    if _is_functional(x):
         return "it is a functional tensor; convert outside of torch.func.functionalize"
     if _is_fake(x):
         return _RELEASED
@@ -80,12 +79,16 @@ def _why_unreal(x: torch.Tensor) -> str | None:
     return None
 
 
-def _is_fake(x: Any) -> bool:
+def _is_functional(x: torch.Tensor) -> bool:
+    """Tell whether `x` is a functional tensor of C++, or of Python around one."""
+    module = sys.modules.get("torch._subclasses.functional_tensor")
+    in_python = module is not None and isinstance(x, module.FunctionalTensor)
+    return in_python or torch._is_functional_tensor(x)  # noqa: SLF001
+
+
+def _is_fake(x: torch.Tensor) -> bool:
     """Look for fake values, also inside wrapper subclasses."""
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
-    functional = sys.modules.get("torch._subclasses.functional_tensor")
-    if functional is not None and isinstance(x, functional.FunctionalTensor):
-        return True
     return fakes is not None and bool(fakes.is_fake(x))
 
 
