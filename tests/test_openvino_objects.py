@@ -179,6 +179,7 @@ def test_copies_outlive_a_larger_inference_and_another_shape(compiled):
         for given in (shared, request.get_output_tensor(1))
     ]
     tree = ovtensor.tree_to_numpy(request.results)
+    narrow = ovtensor.tree_to_torch(request.infer(VALUES, share_outputs=True))
     reshaped = ov.Tensor(np.ones(4, np.float32))
     before = ovtensor.to_numpy(reshaped)
     reshaped.shape = [1 << 20]
@@ -186,6 +187,8 @@ def test_copies_outlive_a_larger_inference_and_another_shape(compiled):
     for copy in kept:
         np.testing.assert_array_equal(ovtensor.to_numpy(copy), VALUES + 1)
     np.testing.assert_array_equal(list(tree.values())[1], VALUES + 1)
+    for copy, wanted in zip(narrow.values(), (VALUES, VALUES + 1, VALUES), strict=True):
+        np.testing.assert_array_equal(ovtensor.to_numpy(copy), wanted)
     np.testing.assert_array_equal(before, [1, 1, 1, 1])
 
 
@@ -267,6 +270,8 @@ def test_remote_tensors():
     assert "target_tensor: openvino._pyopenvino.Tensor" in ov.RemoteTensor.copy_to.__doc__
     x, _ = tensor("bf16", (2, 3))
     found = ROUTE.read(TypedRemote(x))
+    with pytest.raises(ConversionError, match="made by the conversion itself"):
+        ovtensor.to_numpy(found, copy=False, dtype="native")
     np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
     untyped = type("RemoteTensor", (Remote,), {})(x)
     with pytest.raises(ConversionError, match=r"remote\.copy_to\(host\)"):

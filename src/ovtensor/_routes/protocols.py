@@ -31,16 +31,13 @@ class ProtocolRoute:
             if name is not None and not hasattr(x, name):
                 continue
             try:
-                array = way(x)
+                found = host(NUMPY.read(way(x)))
             except Exception as error:  # noqa: BLE001  foreign code may raise anything
                 reasons.append(f"{name or 'buffer'}: {error}")
                 continue
-            if isinstance(array, np.ndarray) and array.dtype != object:
-                found = host(NUMPY.read(array))
-                if name == "__array__" and found.memory is Memory.CALLER:
-                    found.memory = Memory.UNKNOWN
-                return found
-            reasons.append(f"{name or 'buffer'}: no numbers")
+            if name == "__array__" and found.memory is Memory.CALLER:
+                found.memory = Memory.UNKNOWN
+            return found
         raise ConversionError(
             f"{self.describe(x)} gave no array ({'; '.join(reasons)}); "
             "bring it to the CPU, or teach its type with ovtensor.register_route"
