@@ -168,6 +168,8 @@ def test_ml_dtypes_arrays(need):
     x = np.array([-3, 7]).astype(ml_dtypes.int4)
     assert ovtensor.to_numpy(x).dtype == np.int8
     assert ovtensor.to_numpy(x).tolist() == [-3, 7]
+    native = ovtensor.to_numpy(ovtensor.to_numpy(x), dtype="int4")
+    assert native.tobytes() == x.tobytes()
     assert ovtensor.to_numpy(ovtensor.to_openvino(x)).tolist() == [-3, 7]
 
 
