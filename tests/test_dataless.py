@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ovtensor
 from ovtensor.errors import ConversionError, DatalessTensorError
+
+WHOLE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def functional(x):
+    with FunctionalTensorMode():
+        return FunctionalTensor.to_functional(x)
 
 
 def freed(count, left, begin=0, step=1):
@@ -27,6 +38,7 @@ DATALESS = {
     ),
     "meta": (lambda: torch.ones(2, device="meta"), "device meta.*keeps shapes and no values"),
     "functional": (lambda: torch._to_functional_tensor(torch.ones(2)), "functional tensor"),
+    "functional in Python": (lambda: functional(torch.ones(2)), "functional tensor"),
     "lazy parameter": (lambda: torch.nn.LazyLinear(2).weight, "never initialized"),
     "lazy buffer": (torch.nn.parameter.UninitializedBuffer, "never initialized"),
     "freed": (lambda: freed(10, 0), r"freed or shrunk \(0 of 40 bytes"),
@@ -74,36 +86,111 @@ def test_real_tensors_under_a_fake_mode_keep_their_values():
     np.testing.assert_array_equal(wide, x)
 
 
+def summed(function):
+    return lambda x: (function(x) * x).sum()
+
+
+TRANSFORMS = {
+    "vmap": lambda f: lambda x: torch.func.vmap(f)(x.expand(2, *x.shape)),
+    "grad": lambda f: torch.func.grad(summed(f)),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[0],
+    "functionalize": torch.func.functionalize,
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "functionalize"])
-def test_inside_functorch(transform):
-    captured = torch.arange(3.0)
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    sorted({*itertools.product(TRANSFORMS, ["", *TRANSFORMS])} - {("functionalize",) * 2}),
+)
+def test_inside_functorch(outer, inner):
+    captured = torch.arange(6.0).reshape(2, 3)
+    sources = [captured, torch.nn.Parameter(captured.clone()), captured.T, captured.bfloat16()]
+    sparse = captured.to_sparse()
     seen = []
 
     def function(x):
-        with pytest.raises(DatalessTensorError, match=r"vmap|torch\.func|functional"):
-            ovtensor.to_numpy(x)
-        seen.append(ovtensor.to_numpy(captured))
-        return x.sum()
+        for dataless in (x, x * 2):
+            with pytest.raises(DatalessTensorError, match=r"vmap|torch\.func|functional"):
+                ovtensor.to_numpy(dataless)
+        for source in sources:
+            np.testing.assert_array_equal(
+                ovtensor.to_numpy(source), WHOLE.T if source is sources[2] else WHOLE
+            )
+        with pytest.raises(DatalessTensorError, match="leave the mode"):
+            ovtensor.to_numpy(sparse)  # which takes an operator
+        seen.append(True)
+        return x * 2
 
-    x = torch.ones(2, 3)
-    if transform == "jvp":
-        torch.func.jvp(function, (x,), (x,))
-    elif transform == "functionalize":
-        torch.func.functionalize(function)(x)
-    else:
-        getattr(torch.func, transform)(function)(x)
-    np.testing.assert_array_equal(seen[0], [0, 1, 2])
+    transformed = TRANSFORMS[outer](TRANSFORMS[inner](function) if inner else function)
+    transformed(torch.ones(3))
+    assert seen
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_escaped_from_functorch(transform):
+    """Derivatives wrap values, which are there afterwards; the others stand for something else."""
+    escaped = []
+
+    def function(x):
+        escaped.extend((x, x * 2))
+        return x * 2
+
+    TRANSFORMS[transform](function)(torch.arange(3.0))
+    for factor, x in zip((1, 2), escaped, strict=True):
+        if transform not in ("vmap", "functionalize"):
+            np.testing.assert_array_equal(ovtensor.to_numpy(x), np.arange(3.0) * factor)
+            assert ovtensor.describe(x).has_data
+        else:
+            with pytest.raises(DatalessTensorError, match=r"vmap|functional"):
+                ovtensor.to_numpy(x)
+            assert not ovtensor.describe(x).has_data
+
+
+class Liar(TorchDispatchMode):
+    """A mode may answer anything."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out + 1 if func is torch.ops.aten.detach.default else out
+
+
+def test_other_modes_are_not_asked():
+    x = torch.arange(6.0).reshape(2, 3)
+    sparse = x.to_sparse()
+    with Liar():
+        for source in (x, torch.nn.Parameter(x), x.view(2, 3)):
+            np.testing.assert_array_equal(ovtensor.to_numpy(source), WHOLE)
+        with pytest.raises(DatalessTensorError, match="leave the mode"):
+            ovtensor.to_numpy(sparse)
 
 
 def traced(x):
     return x + ovtensor.to_numpy(x * 2).sum()
 
 
+@pytest.mark.parametrize("pre_dispatch", [False, True])
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_inside_make_fx(mode):
+def test_inside_make_fx(mode, pre_dispatch):
     with pytest.raises(DatalessTensorError, match="trace"):
-        make_fx(traced, tracing_mode=mode)(torch.ones(3))
+        make_fx(traced, tracing_mode=mode, pre_dispatch=pre_dispatch)(torch.ones(3))
+
+
+def test_a_trace_in_another_thread_is_not_ours():
+    x = torch.arange(6.0).reshape(2, 3)
+    seen = []
+
+    def function(y):
+        thread = threading.Thread(target=lambda: seen.append(ovtensor.to_numpy(x)))
+        thread.start()
+        thread.join()
+        return y + 1
+
+    make_fx(function, pre_dispatch=True)(torch.ones(3))
+    np.testing.assert_array_equal(seen[0], WHOLE)
 
 
 def test_inside_symbolic_trace():

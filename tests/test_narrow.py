@@ -44,7 +44,8 @@ def test_rounding_is_to_nearest_even(element, width):
     grid = decode(_codes(element), element)
     grid = np.sort(grid[np.isfinite(grid)]).astype(np.float64)
     ties = (grid[1:] + grid[:-1]) / 2
-    extremes = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, grid[-1] * 1.01]
+    top = grid[-1] + (grid[-1] - grid[-2]) / 2  # half-way to what would come after the largest
+    extremes = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, grid[-1] * 1.01, top, -top]
     with np.errstate(all="ignore"):
         values = np.concatenate([values, ties, extremes]).astype(width)
         if element.name == "float8_e8m0fnu":
@@ -65,10 +66,19 @@ def test_rounding_is_to_nearest_even(element, width):
 
 
 def test_bfloat16_is_rounded_once_from_float64():
-    # nearest float32 is a tie, which would go down; the true value is above it
-    value = np.float64(1 + 2**-8) + 2**-40
-    code = encode(np.array([value]), BY_NAME["bfloat16"])
-    assert decode(code, BY_NAME["bfloat16"])[0] == 1 + 2**-7
+    # The nearest float32 is a tie, which would go to even; the true value is on its other side.
+    above_even = np.float64(1 + 2**-8) + 2**-40
+    below_odd = np.float64(1 + 2**-7 + 2**-8) - 2**-40
+    for sign in (1, -1):
+        code = encode(sign * np.array([above_even, below_odd]), BY_NAME["bfloat16"])
+        assert (decode(code, BY_NAME["bfloat16"]) == sign * (1 + 2**-7)).all()
+
+
+def test_no_nan_becomes_a_number():
+    """Not those whose payload would be rounded up or cut off."""
+    patterns = np.array([0x7FFFFFFF, 0x7F800001, 0xFFFFFFFF, 0xFF800001], np.uint32)
+    code = encode(patterns.view(np.float32), BY_NAME["bfloat16"])
+    assert np.isnan(decode(code, BY_NAME["bfloat16"])).all()
 
 
 def test_nf4_is_the_table_that_openvino_has():

@@ -15,6 +15,7 @@ from openvino import opset13 as ops
 import ovtensor
 from ovtensor._dtypes import BY_OPENVINO
 from ovtensor._packed import pack
+from ovtensor._routes import openvino_
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 TYPES = sorted(set(BY_OPENVINO) - {"string"})
@@ -45,6 +46,20 @@ def decoded(codes, element):
     if element.native and not element.integral:
         return codes.astype(element.carrier).view(getattr(ml_dtypes, element.native)).astype("f4")
     return codes
+
+
+def test_every_type_is_known(monkeypatch):
+    theirs = {name for name in dir(ov.Type) if isinstance(getattr(ov.Type, name), ov.Type)}
+    assert theirs - {"dynamic"} == set(BY_OPENVINO)
+    monkeypatch.delitem(openvino_._ELEMENT, ov.Type.bf16)  # as a later one is not
+    with pytest.raises(ConversionError, match=r"Tensor .*bf16.*element type is not known"):
+        ovtensor.to_numpy(tensor("bf16", (2,))[0])
+
+
+def test_numpy_has_no_nf4():
+    x, _ = tensor("nf4", (2,))
+    with pytest.raises(ConversionError, match=r"NumPy has no type for nf4.*to get float32"):
+        ovtensor.to_numpy(x, dtype="native")
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 5), (2, 1, 9), ()], ids=str)
@@ -164,6 +179,7 @@ def test_copies_outlive_a_larger_inference_and_another_shape(compiled):
         for given in (shared, request.get_output_tensor(1))
     ]
     tree = ovtensor.tree_to_numpy(request.results)
+    narrow = ovtensor.tree_to_torch(request.infer(VALUES, share_outputs=True))
     reshaped = ov.Tensor(np.ones(4, np.float32))
     before = ovtensor.to_numpy(reshaped)
     reshaped.shape = [1 << 20]
@@ -171,6 +187,8 @@ def test_copies_outlive_a_larger_inference_and_another_shape(compiled):
     for copy in kept:
         np.testing.assert_array_equal(ovtensor.to_numpy(copy), VALUES + 1)
     np.testing.assert_array_equal(list(tree.values())[1], VALUES + 1)
+    for copy, wanted in zip(narrow.values(), (VALUES, VALUES + 1, VALUES), strict=True):
+        np.testing.assert_array_equal(ovtensor.to_numpy(copy), wanted)
     np.testing.assert_array_equal(before, [1, 1, 1, 1])
 
 
@@ -225,7 +243,7 @@ def test_objects_that_name_who_has_the_values(compiled):
 
 
 class Remote:
-    """The structure of a remote tensor, whose device this machine does not have."""
+    """Has what a remote tensor has, whose device this machine does not have."""
 
     def __init__(self, source):
         self.source = source
@@ -245,9 +263,15 @@ class TypedRemote(Remote):
 def test_remote_tensors():
     from ovtensor._routes.openvino_objects import ROUTE
 
-    assert ovtensor._registry.route_for(ov.RemoteTensor) is ROUTE
+    for real in (ov.RemoteTensor, ov.VASurfaceTensor):
+        assert ovtensor._registry.route_for(real) is ROUTE
+        assert {"get_shape", "copy_to"} <= set(dir(real))
+        assert not {"get_element_type", "element_type"} & set(dir(real))
+    assert "target_tensor: openvino._pyopenvino.Tensor" in ov.RemoteTensor.copy_to.__doc__
     x, _ = tensor("bf16", (2, 3))
     found = ROUTE.read(TypedRemote(x))
+    with pytest.raises(ConversionError, match="made by the conversion itself"):
+        ovtensor.to_numpy(found, copy=False, dtype="native")
     np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
     untyped = type("RemoteTensor", (Remote,), {})(x)
     with pytest.raises(ConversionError, match=r"remote\.copy_to\(host\)"):
@@ -269,7 +293,7 @@ def test_what_openvino_itself_gets_wrong_is_still_so():
         assert np.asarray(constant).dtype != np.float16
 
 
-def test_float_arrays_reach_a_bf16_input_as_bf16(single):
+def test_floats_become_the_bf16_that_openvino_makes_of_them(single):
     request = single.create_infer_request()
     request.infer(ovtensor.to_openvino(VALUES))
     out = request.get_output_tensor()
@@ -277,6 +301,16 @@ def test_float_arrays_reach_a_bf16_input_as_bf16(single):
     given = ovtensor.to_openvino(VALUES, dtype="bfloat16")
     assert given.element_type == ov.Type.bf16
     np.testing.assert_array_equal(given.data.view(np.uint16), out.data.view(np.uint16))
+
+
+def test_a_bf16_input_takes_what_to_openvino_makes():
+    x = ops.parameter([2, 4], ov.Type.bf16, name="x")
+    model = ov.Core().compile_model(ov.Model([ops.result(ops.convert(x, "f32"))], [x]), "CPU")
+    garbled = model(VALUES.astype(np.float16))[0]
+    assert not np.array_equal(garbled, VALUES)  # OpenVINO writes float16 bits
+    np.testing.assert_array_equal(model(ovtensor.to_openvino(VALUES, dtype="bfloat16"))[0], VALUES)
+    given = torch.from_numpy(VALUES).bfloat16()
+    np.testing.assert_array_equal(model(ovtensor.to_openvino(given, copy=False))[0], VALUES)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ class Sulky:
         (np.str_("a"), "numpy.str_ is a string"),
         (np.array(["a", 1], dtype=object), "object.*holds a builtins.str"),
         (np.array([2**70], dtype=object), "numbers too large"),
+        (np.array([1, None], dtype=object), "holds a builtins.NoneType"),
         (np.zeros(2, [("a", "f4")]), "no plain numbers.*field"),
         (np.zeros(2, "M8[D]"), "datetime64.*no plain numbers"),
         (np.array([b"a"]), "no plain numbers"),
@@ -167,6 +168,8 @@ def test_ml_dtypes_arrays(need):
     x = np.array([-3, 7]).astype(ml_dtypes.int4)
     assert ovtensor.to_numpy(x).dtype == np.int8
     assert ovtensor.to_numpy(x).tolist() == [-3, 7]
+    native = ovtensor.to_numpy(ovtensor.to_numpy(x), dtype="int4")
+    assert native.tobytes() == x.tobytes()
     assert ovtensor.to_numpy(ovtensor.to_openvino(x)).tolist() == [-3, 7]
 
 
@@ -185,6 +188,30 @@ class OnlyInterface:
     def __init__(self, array):
         self.array = array
         self.__array_interface__ = array.__array_interface__
+
+
+def test_fields_that_are_not_aligned():
+    x = np.zeros(3, [("a", "u1"), ("b", "f4")])["b"]
+    x[...] = [1, 2, 3]
+    assert ovtensor.to_torch(x).tolist() == [1, 2, 3]
+    with pytest.raises(ConversionError, match="strided in a way that PyTorch lacks"):
+        ovtensor.to_torch(x, copy=False)
+
+
+class OfObjects:
+    """Gives an array of objects that are numbers, and of such that are none."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.items, object)
+
+
+def test_protocols_may_give_objects():
+    assert ovtensor.to_numpy(OfObjects(1, 2.5)).tolist() == [1, 2.5]
+    with pytest.raises(ConversionError, match=r"OfObjects gave no array.*holds a .*NoneType"):
+        ovtensor.to_numpy(OfObjects(1, None))
 
 
 @pytest.mark.parametrize("make", [OnlyDlpack, torch.from_numpy], ids=["dlpack", "torch"])

@@ -89,6 +89,14 @@ def test_own_types_can_be_taught_anew():
     assert ovtensor.to_numpy(np.zeros(1)) == 0
 
 
+def test_short_ways_are_forgotten_too():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(2)
+    assert [ovtensor.to_numpy(x).tolist() for _ in range(2)] == [[0, 0]] * 2
+    ovtensor.register_route(torch.Tensor, lambda x: [5])
+    assert ovtensor.to_numpy(x).tolist() == [5]
+
+
 def test_a_name_is_a_type_that_may_not_be_imported_yet(monkeypatch):
     import types
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 import warnings
 
 import numpy as np
@@ -97,10 +95,13 @@ class Failing(Wrapper):
 
 
 class AsTensor(Wrapper):
-    """As PyG's EdgeIndex does it."""
+    """As PyG's EdgeIndex does it, whose ``to_dense`` gives something else than its values."""
 
     def as_tensor(self):
         return self.inner
+
+    def to_dense(self):
+        return torch.zeros(7)
 
 
 class Silent(torch.Tensor):
@@ -159,6 +160,13 @@ def test_no_guess_is_made(make, text):
         ovtensor.to_numpy(make())
 
 
+def test_what_a_way_out_gives_is_no_view():
+    for x in (Dequantized(VALUES), Wrapper(VALUES.clone())):
+        with pytest.raises(ConversionError, match=r"copy=False.*not known to be shared"):
+            ovtensor.to_numpy(x, copy=False)
+        assert not ovtensor.describe(x).zero_copy
+
+
 def test_two_sets_of_values():
     from torch.testing._internal.two_tensor import TwoTensor
 
@@ -208,6 +216,8 @@ def test_distributed_tensors(mesh):
     for placement in (Shard(0), Replicate()):
         x = distribute_tensor(VALUES, mesh, [placement])
         np.testing.assert_array_equal(ovtensor.to_numpy(x), VALUES)
+        ovtensor.to_numpy(x, copy=True)[...] = -1
+        assert torch.equal(x.to_local(), VALUES)
     pending = all_reduce(VALUES.clone(), "sum", mesh)
     np.testing.assert_array_equal(ovtensor.to_numpy(pending), VALUES)
 
@@ -265,60 +275,88 @@ def test_memory_mapped_tensors(need):
     np.testing.assert_array_equal(ovtensor.to_numpy(x), VALUES)
 
 
-class Params4bit(torch.nn.Parameter):
-    """The structure of bitsandbytes' class: packed codes, and the way back in an attribute."""
-
-    quant_state = None
-
-    def cpu(self):
-        raise AssertionError("this quantizes the caller's weight in place")
-
-
-class Int8Params(torch.nn.Parameter):
-    SCB = None
-    cpu = Params4bit.cpu
-
-
-@pytest.fixture
-def bitsandbytes(monkeypatch):
-    """Stand in for a package that has no build beside every CPU torch."""
-    package = types.ModuleType("bitsandbytes")
-    package.nn = types.ModuleType("bitsandbytes.nn")
-    package.functional = types.ModuleType("bitsandbytes.functional")
-    package.nn.Params4bit, package.nn.Int8Params = Params4bit, Int8Params
-    package.functional.dequantize_4bit = lambda data, state: data.float() * state
-    for module in (package, package.nn, package.functional):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_four_bit_weights(need, kind):
+    bnb = need("bitsandbytes")
+    x = bnb.nn.Params4bit(
+        torch.linspace(-1, 1, 128 * 64).reshape(64, 128), requires_grad=False, quant_type=kind
+    )
+    original = ovtensor.to_numpy(x, copy=True)
+    np.testing.assert_array_equal(original, torch.linspace(-1, 1, 128 * 64).reshape(64, 128))
+    assert not x.bnb_quantized  # which its own .cpu() would have done, in place
+    packed = x.to("cpu")
+    assert packed.dtype is torch.uint8
+    out = ovtensor.to_numpy(packed)
+    assert out.shape == (64, 128)
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(
+        out, bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
+    )
+    assert 0 < np.abs(out - original).max() < 0.2
+    packed.quant_state = None
+    with pytest.raises(ConversionError, match=r"Params4bit.*scale is gone"):
+        ovtensor.to_numpy(packed)
 
 
-@pytest.mark.usefixtures("bitsandbytes")
-def test_bitsandbytes_weights():
-    codes = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
-    x = Params4bit(codes, requires_grad=False)
-    with pytest.raises(ConversionError, match="scale is gone"):
-        ovtensor.to_numpy(x)
-    x.quant_state = 0.5
-    np.testing.assert_array_equal(ovtensor.to_numpy(x), codes.float() / 2)
-    y = Int8Params(codes.to(torch.int8), requires_grad=False)
-    with pytest.raises(ConversionError, match="scale is gone"):
-        ovtensor.to_numpy(y)
-    y.SCB = torch.tensor([127.0, 254.0])
-    np.testing.assert_array_equal(ovtensor.to_numpy(y), [[0, 1, 2], [6, 8, 10]])
-    unquantized = Params4bit(VALUES.clone(), requires_grad=False)
-    np.testing.assert_array_equal(ovtensor.to_numpy(unquantized), VALUES)
+@pytest.mark.filterwarnings("ignore")
+def test_bitsandbytes_eight_bit_weights(need):
+    bnb = need("bitsandbytes")
+    layer = bnb.nn.Linear8bitLt(128, 64, bias=False, has_fp16_weights=False)
+    original = ovtensor.to_numpy(layer.weight, copy=True)
+    np.testing.assert_array_equal(original, layer.weight.data)
+    assert layer.weight.SCB is None  # not quantized by being read
+    layer = layer.to("cpu")
+    assert layer.weight.dtype is torch.int8
+    out = ovtensor.to_numpy(layer.weight)
+    wanted = bnb.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
+    np.testing.assert_array_equal(out, wanted)
+    assert 0 < np.abs(out - original).max() < 1e-3
+    layer(torch.ones(1, 128))  # takes the scale out of the weight
+    with pytest.raises(ConversionError, match=r"Int8Params.*scale is gone.*state\.SCB"):
+        ovtensor.to_numpy(layer.weight)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["qint8", "qfloat8"])  # for the narrower it compiles C++ first
+def test_quanto_weights(need, kind):
+    quanto = need("optimum-quanto", "optimum.quanto")
+    model = torch.nn.Sequential(torch.nn.Linear(128, 64))
+    original = model[0].weight.detach().numpy().copy()
+    quanto.quantize(model, weights=getattr(quanto, kind))
+    np.testing.assert_array_equal(ovtensor.to_numpy(model[0].weight), original)
+    quanto.freeze(model)
+    assert type(model[0].weight).__module__.startswith("optimum.quanto")
+    out = ovtensor.to_numpy(model[0].weight)
+    np.testing.assert_array_equal(out, model[0].weight.dequantize().detach())
+    assert 0 < np.abs(out - original).max() < 0.05
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_meta_tensors_of_monai_share_memory(need):
+    x = need("monai", "monai.data").MetaTensor(VALUES.clone())
+    np.testing.assert_array_equal(ovtensor.to_numpy(x), VALUES)
+    assert ovtensor.to_numpy(x, copy=False).ctypes.data == x.data_ptr()
+    assert type(ovtensor.to_torch(x)) is torch.Tensor
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_edges_of_torch_geometric(need):
+    geometric = need("torch_geometric")
+    edges = [[0, 1, 1, 2], [1, 0, 2, 1]]
+    x = geometric.EdgeIndex(edges, sparse_size=(3, 3), sort_order="row")
+    np.testing.assert_array_equal(ovtensor.to_numpy(x), edges)
+    assert type(ovtensor.to_torch(x)) is torch.Tensor
+    index = geometric.Index([0, 1, 1, 2], dim_size=3, is_sorted=True)
+    np.testing.assert_array_equal(ovtensor.to_numpy(index), [0, 1, 1, 2])
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("package", "make"),
-    [
-        ("torchvision", lambda m: m.tv_tensors.Image(torch.ones(3, 2, 2))),
-        ("monai", lambda m: m.data.MetaTensor(torch.ones(3, 2, 2))),
-        ("fastai", lambda m: m.vision.all.TensorImage(torch.ones(3, 2, 2))),
-        ("torch_geometric", lambda m: m.EdgeIndex([[0, 1], [1, 0]])),
-        ("optimum.quanto", None),
-    ],
+    ("module", "name"),
+    [("torchvision.tv_tensors", "Image"), ("fastai.torch_core", "TensorImage")],
 )
-def test_packages_outside_of_the_test_extra(need, package, make):
-    module = need(package)
-    x = make(module)
-    np.testing.assert_array_equal(ovtensor.to_numpy(x), torch.Tensor(x).numpy())
+def test_packages_that_bring_another_torch(need, module, name):
+    """Both pull a torchvision of the CUDA build, which breaks next to a CPU torch."""
+    x = getattr(need(module), name)(torch.ones(3, 2, 2))
+    np.testing.assert_array_equal(ovtensor.to_numpy(x), np.ones((3, 2, 2)))

@@ -96,6 +96,13 @@ def test_float4_pairs_are_unpacked():
     native = ovtensor.to_numpy(x, dtype="native")
     assert native.dtype.name == "float4_e2m1fn"
     np.testing.assert_array_equal(native.astype(np.float32), wanted)
+    with pytest.raises(ConversionError, match=r"copy=False.*made by the conversion itself"):
+        ovtensor.to_numpy(x, dtype="native", copy=False)  # ml_dtypes spends a byte on each
+    transposed = x.T
+    np.testing.assert_array_equal(ovtensor.to_numpy(transposed), [[0, 0.5, 2, 3], [1, 1.5, 4, -6]])
+    packed = ovtensor.to_openvino(x)
+    assert packed.element_type.get_type_name() == "f4e2m1"
+    np.testing.assert_array_equal(ovtensor.to_numpy(packed), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
@@ -161,10 +168,12 @@ def test_other_layouts_become_dense(make):
     x = torch.tensor([[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 3.0, 0.0]])
     given = make(x)
     layout = given.layout
+    given.requires_grad_(layout is not torch._mkldnn)
     out = ovtensor.to_numpy(given)
-    np.testing.assert_array_equal(out, given.to_dense().numpy())
+    np.testing.assert_array_equal(out, given.detach().to_dense().numpy())
     assert given.layout is layout
     assert ovtensor.to_torch(given).layout is torch.strided
+    assert not ovtensor.to_torch(given).requires_grad
 
 
 def test_nested_tensors():
@@ -198,7 +207,7 @@ def test_empty_tensors_share_nothing():
     assert ovtensor.to_torch(torch.zeros(0, 3, dtype=torch.bfloat16)).dtype is torch.bfloat16
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_the_private_interfaces_that_are_built_on_are_still_there(index):
     """If this fails, look at ``_routes/torch_data.py`` first."""
     from torch._C import _functorch
@@ -209,6 +218,7 @@ def test_the_private_interfaces_that_are_built_on_are_still_there(index):
         not keys.has(torch._C.DispatchKey.Python) and not keys.has(torch._C.DispatchKey.ZeroTensor),
         not _functorch.is_batchedtensor(x) and not _functorch.is_gradtrackingtensor(x),
         _functorch.peek_interpreter_stack() is None and torch._C._len_torch_dispatch_stack() == 0,
+        torch.fx._symbolic_trace._is_fx_tracing_flag is torch._C._is_tracing() is False,
     ]
     assert facts[index]
 

@@ -227,15 +227,12 @@ def describe(x: Any) -> TensorInfo:
 
 def _to_numpy(x: Any, found: HostArray, dtype: Any, copy: bool | None, casting: Casting) -> Array:
     check_casting(casting)
-    native = isinstance(dtype, str) and dtype == "native"
-    if native:
-        target, view_as = found.element, native_dtype(found.element)
-    elif dtype is not None:
-        target = element_of(dtype)
-        view_as = native_dtype(target)
+    if dtype is None:
+        target, view_as = BY_NAME[found.element.default], None
     else:
-        target = BY_NAME[found.element.default]
-        view_as = None
+        native = isinstance(dtype, str) and dtype == "native"
+        target = found.element if native else element_of(dtype)
+        view_as = native_dtype(target)
     values = _settle(x, found, target, copy, casting)
     if view_as is not None and not target.in_numpy:
         # ml_dtypes keeps its integers in a byte each, as the carriers do

@@ -78,7 +78,7 @@ def encode(values: Array, element: ElementType) -> Array:
     if special.any():
         out = np.where(over | np.isnan(wide), np.flatnonzero(special)[0].astype(np.uint8), out)
     if np.isposinf(table).any():
-        out = np.where(over & ~np.isnan(wide), np.flatnonzero(np.isposinf(table))[0], out)
+        out = np.where(over, np.flatnonzero(np.isposinf(table))[0], out)
     sign = _sign_bit(element.name)
     if sign:
         out = np.where(np.signbit(wide) & (over | (table[out] == 0)), out | sign, out)

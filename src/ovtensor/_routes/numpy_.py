@@ -36,6 +36,8 @@ class NumpyRoute:
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell shape, dtype and ownership."""
         memory = Memory.FRESH if isinstance(x, np.generic) else _owner(x)
+        own = x.dtype.isnative and (x.dtype in BY_NUMPY or x.dtype.kind == "U")
+        narrow = BY_NATIVE.get(x.dtype.name)
         return TensorInfo(
             library="numpy",
             type=qualified_name(type(x)),
@@ -43,7 +45,8 @@ class NumpyRoute:
             dtype=str(x.dtype),
             device="cpu",
             has_data=True,
-            zero_copy=memory is not Memory.FRESH and x.dtype.isnative and not x.dtype.hasobject,
+            zero_copy=memory is not Memory.FRESH
+            and (own or (narrow is not None and not narrow.integral)),
             route="numpy",
             owner=memory.value,
         )
@@ -86,26 +89,22 @@ def _read_array(array: np.ndarray[Any, Any], memory: Memory, source: Any) -> Hos
 
 
 def _true_element(array: np.ndarray[Any, Any], element: ElementType, memory: Memory) -> HostArray:
-    """See through OpenVINO's views: bfloat16 poses as float16 there, float8 as uint8."""
+    """See through OpenVINO's views, in which bfloat16 poses as float16."""
     owner = _openvino_owner(array)
     told = BY_OPENVINO.get(owner.get_element_type().get_type_name()) if owner is not None else None
-    if told is None or told is element or told.carrier.itemsize != array.dtype.itemsize:
-        return HostArray(array, element, memory)
-    if told.name == "bfloat16" and element.name == "float16":
+    if told is not None and told.name == "bfloat16" and element.name == "float16":
         return HostArray(array.view(told.carrier), told, memory)
     return HostArray(array, element, memory)
 
 
 def _numbers(array: np.ndarray[Any, Any], source: Any) -> np.ndarray[Any, Any]:
     """Turn an object array of numbers into an array of numbers."""
-    wrong = next(
-        (item for item in array.flat if not isinstance(item, numbers.Number | np.bool_)), None
-    )
+    wrong = [item for item in array.flat if not isinstance(item, numbers.Number | np.bool_)]
     plain = None
-    if wrong is None:
+    if not wrong:
         plain = np.array(array.tolist()) if array.size else np.zeros(array.shape)
-    if plain is None or plain.dtype not in BY_NUMPY or plain.shape != array.shape:
-        what = "numbers too large" if wrong is None else f"a {qualified_name(type(wrong))}"
+    if plain is None or plain.dtype not in BY_NUMPY:
+        what = f"a {qualified_name(type(wrong[0]))}" if wrong else "numbers too large"
         raise ConversionError(
             f"{ROUTE.describe(source)} holds {what}; convert its items one by one"
         )

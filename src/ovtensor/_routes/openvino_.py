@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import openvino
 
-from ovtensor._dtypes import BY_OPENVINO
+from ovtensor._dtypes import BY_OPENVINO, ElementType
 from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor._packed import unpack
 from ovtensor.errors import ConversionError
 
-__all__ = ["ROUTE", "read_tensor"]
+__all__ = ["ROUTE", "read_tensor", "shares"]
 
 
 class OpenvinoRoute:
@@ -39,10 +39,15 @@ class OpenvinoRoute:
             dtype=x.element_type.get_type_name(),
             device="cpu",
             has_data=True,
-            zero_copy=element is not None and not element.packed and element.bits > 0,
+            zero_copy=shares(element),
             route="openvino",
             owner=Memory.BORROWED.value,
         )
+
+
+def shares(element: ElementType | None) -> bool:
+    """Tell whether memory of an element type can be shown as it is: text and packed cannot."""
+    return element is not None and not element.packed and element.bits > 0
 
 
 def read_tensor(x: Any) -> HostArray:

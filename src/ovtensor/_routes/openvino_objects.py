@@ -10,7 +10,7 @@ from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor._packed import unpack
 from ovtensor._registry import host
 from ovtensor._routes.numpy_ import ROUTE as NUMPY
-from ovtensor._routes.openvino_ import read_tensor
+from ovtensor._routes.openvino_ import read_tensor, shares
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ class ObjectRoute:
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell the type; shape and element type where they are static."""
         has_data = isinstance(x, Mapping) or hasattr(x, "get_tensor_view") or hasattr(x, "copy_to")
-        shape = dtype = None
+        shape = dtype = element = None
         if isinstance(x, Mapping):
             if len(x) == 1:
                 ((_, array),) = x.items()
                 shape, dtype = tuple(array.shape), str(array.dtype)
         elif hasattr(x, "get_element_type"):
             dtype = x.get_element_type().get_type_name()
+            element = BY_OPENVINO.get(dtype)
             partial = x.get_partial_shape() if hasattr(x, "get_partial_shape") else None
             if partial is not None and partial.is_static:
                 shape = tuple(partial.to_shape())
@@ -67,6 +68,7 @@ class ObjectRoute:
             dtype=dtype,
             has_data=has_data,
             reason=None if has_data else "it holds no tensor",
+            zero_copy=hasattr(x, "get_tensor_view") and shares(element),
             route="openvino",
             owner=Memory.BORROWED.value,
         )

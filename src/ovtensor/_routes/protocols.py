@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
 
+from ovtensor._dtypes import BY_NUMPY
 from ovtensor._host import HostArray, Memory, TensorInfo
 from ovtensor._registry import host, self_description
 from ovtensor._routes.numpy_ import ROUTE as NUMPY
@@ -15,7 +18,11 @@ __all__ = ["ROUTE"]
 
 
 class ProtocolRoute:
-    """``__array_interface__``, ``__array__``, ``__dlpack__`` or the buffer protocol."""
+    """``__array_interface__``, ``__dlpack__``, ``__array__`` or the buffer protocol.
+
+    All of them share memory except ``__array__``, of which nobody knows what it gives: a copy,
+    a view, or the very array that the object works on.
+    """
 
     def read(self, x: Any, /) -> HostArray:
         """Take the first protocol that gives numbers; then what NumPy's route says of those."""
@@ -24,16 +31,13 @@ class ProtocolRoute:
             if name is not None and not hasattr(x, name):
                 continue
             try:
-                array = way(x)
+                found = host(NUMPY.read(way(x)))
             except Exception as error:  # noqa: BLE001  foreign code may raise anything
                 reasons.append(f"{name or 'buffer'}: {error}")
                 continue
-            if isinstance(array, np.ndarray) and array.dtype != object:
-                found = host(NUMPY.read(array))
-                if array.flags.owndata:
-                    found.memory = Memory.FRESH
-                return found
-            reasons.append(f"{name or 'buffer'}: no numbers")
+            if name == "__array__" and found.memory is Memory.CALLER:
+                found.memory = Memory.UNKNOWN
+            return found
         raise ConversionError(
             f"{self.describe(x)} gave no array ({'; '.join(reasons)}); "
             "bring it to the CPU, or teach its type with ovtensor.register_route"
@@ -41,13 +45,27 @@ class ProtocolRoute:
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the object tells about itself."""
-        return self_description(x, "protocols")
+        told = self_description(x, "protocols")
+        return dataclasses.replace(told, zero_copy=_shares(x))
 
 
+def _shares(x: Any) -> bool:
+    """Tell whether there is a protocol that shares memory and can say what is in it."""
+    if hasattr(x, "__array_interface__"):
+        return True
+    with contextlib.suppress(Exception):  # foreign code may raise anything
+        if hasattr(x, "__dlpack_device__"):
+            dtype = np.dtype(str(x.dtype).rpartition(".")[2])
+            return x.__dlpack_device__()[0] == _DLPACK_CPU and dtype in BY_NUMPY
+        return not hasattr(x, "__array__") and memoryview(x).nbytes >= 0
+    return False
+
+
+_DLPACK_CPU = 1
 _WAYS = (
     ("__array_interface__", np.asarray),
-    ("__array__", np.asarray),
     ("__dlpack__", np.from_dlpack),
+    ("__array__", np.asarray),
     (None, lambda x: np.asarray(memoryview(x))),
 )
 ROUTE = ProtocolRoute()

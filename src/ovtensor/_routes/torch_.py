@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch._C import _functorch
-from torch._C import _get_tracing_state as _tracing
+from torch._C import _is_tracing
 from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+from torch.fx import _symbolic_trace
 
 from ovtensor._dtypes import BY_NAME, BY_TORCH
 from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor._packed import unpack
 from ovtensor._registry import host, read
-from ovtensor._routes.torch_data import disturbed, why_dataless
-from ovtensor._routes.torch_unwrap import Masked, way_out
+from ovtensor._routes.torch_data import disturbed, peeled, why_dataless
+from ovtensor._routes.torch_unwrap import Masked, is_plain, way_out
 from ovtensor.errors import ConversionError, DatalessTensorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["PARAMETER", "PLAIN", "PROXY", "ROUTE", "on_device"]
 
@@ -31,7 +34,7 @@ _ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items() if hasat
 # How NumPy sees the memory of each type; halves of a complex32 are float16.
 _TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
 _FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
-_peek = _functorch.peek_interpreter_stack
+_CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
@@ -53,8 +56,8 @@ class TorchRoute:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
             reason = why_dataless(x)
             shape = _shape(x)
-            plain = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
-            view = plain and x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg())
+            strided = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
+            as_is = x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg() or x._is_zerotensor())  # noqa: SLF001
             return TensorInfo(
                 library=type(x).__module__.partition(".")[0],
                 type=qualified_name(type(x)),
@@ -63,38 +66,50 @@ class TorchRoute:
                 device=str(x.device),
                 has_data=reason is None,
                 reason=reason,
-                zero_copy=bool(reason is None and view and type(x) in _PLAIN),
+                zero_copy=reason is None and strided and as_is and is_plain(x),
                 route="torch",
                 owner=Memory.CALLER.value,
             )
 
 
-class PlainRoute(TorchRoute):
-    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that.
+def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
+    """Make a way to show contiguous values that gives up when anything is special.
 
     ``Tensor.numpy`` refuses flags and other layouts by itself. What it gets wrong is asked before
-    and after: active modes; functional tensors, which have no address; storage that was freed or
-    shrunk. Each of these questions costs a tenth of what ``Tensor.numpy`` does.
+    and after: whether a mode or a trace is active, and whether the storage has what the tensor
+    spans. A tensor that torch finds no address for (freed, functional, or captured under a
+    transform that makes it so) is told by the array: NumPy then allocates memory of its own.
+    Each question costs a tenth of what ``Tensor.numpy`` does, so none is asked twice.
     """
 
-    __slots__ = ()
-
-    def quick(self, x: Any, /) -> np.ndarray[Any, Any] | None:
-        """Show contiguous values."""
-        if _is_dynamo_compiling() or _dispatch_modes() or _peek() or _tracing():
+    def quick(x: Any, /) -> np.ndarray[Any, Any] | None:
+        if (
+            _is_dynamo_compiling()
+            or _dispatch_modes()
+            or _is_tracing()
+            or _symbolic_trace._is_fx_tracing_flag  # noqa: SLF001  pre-dispatch make_fx has no mode
+        ):
             return None
         try:
-            array: np.ndarray[Any, Any] = x.numpy()
+            array: np.ndarray[Any, Any] = numpy(x)
+            if (
+                array.flags.num & _CONTIGUOUS_OR_OWNED == _CONTIGUOUS
+                and not x.storage_offset()
+                and array.nbytes <= len(x.untyped_storage())
+            ):
+                return array
         except (RuntimeError, TypeError):
-            return None
-        if (
-            x.data_ptr()
-            and array.nbytes <= len(x.untyped_storage())
-            and array.flags.c_contiguous
-            and not x.storage_offset()
-        ):
-            return array
+            pass
         return None
+
+    return quick
+
+
+class PlainRoute(TorchRoute):
+    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that."""
+
+    __slots__ = ()
+    quick = staticmethod(_short_way(torch.Tensor.numpy))
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
         """Take the short way, and the long one whenever anything is special."""
@@ -103,30 +118,14 @@ class PlainRoute(TorchRoute):
 
 
 class ParameterRoute(TorchRoute):
-    """``torch.nn.Parameter`` itself: the same, past requires_grad, and written out for speed.
+    """``torch.nn.Parameter`` itself: the same, past requires_grad.
 
     ``force`` is faster than ``.data`` and ``.detach()``, which make one more tensor. It copies
     what has a conj or neg bit; so `read`, which promises views, is the long way.
     """
 
     __slots__ = ()
-
-    def quick(self, x: Any, /) -> np.ndarray[Any, Any] | None:
-        """Show contiguous values."""
-        if _is_dynamo_compiling() or _dispatch_modes() or _peek() or _tracing():
-            return None
-        try:
-            array: np.ndarray[Any, Any] = x.numpy(force=True)
-        except (RuntimeError, TypeError):
-            return None
-        if (
-            x.data_ptr()
-            and array.nbytes <= len(x.untyped_storage())
-            and array.flags.c_contiguous
-            and not x.storage_offset()
-        ):
-            return array
-        return None
+    quick = staticmethod(_short_way(lambda x: x.numpy(force=True)))
 
 
 def _refuse_trace() -> None:
@@ -143,12 +142,13 @@ def on_device(x: torch.Tensor) -> torch.Tensor | None:
             return None
         _demand_data(x)
     simple = way_out(x, _memory)
-    with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
         return _dense(simple) if isinstance(simple, torch.Tensor) else None
 
 
 def _read(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
     with torch._C.DisableTorchFunction():  # noqa: SLF001
+        x = peeled(x)
         _demand_data(x)
     simple = way_out(x, _memory)
     if isinstance(simple, Masked):
@@ -166,8 +166,7 @@ def _read(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
                 f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or dispatch "
                 "mode is active; leave the mode first"
             )
-        with torch.no_grad():
-            found = host(_strided(_dense(x).cpu()))
+        found = host(_strided(_dense(x).cpu()))
     found.memory = Memory.FRESH
     return found
 
@@ -178,7 +177,7 @@ def _demand_data(x: torch.Tensor) -> None:
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
-    """Bring quantized, sparse and mkldnn layouts to plain strided values."""
+    """Bring quantized, sparse and mkldnn layouts to plain strided values, out of the graph."""
     x = x.detach()
     if x.is_quantized:
         x = x.dequantize()
@@ -252,7 +251,7 @@ def _read_untraced() -> Any:
 
 
 def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
-    if _tracing() is not None:  # sizes are tensors there, whose values get recorded
+    if _is_tracing():  # sizes are tensors there, whose values get recorded
         return None
     try:
         return tuple(int(size) for size in x.shape)
@@ -277,7 +276,6 @@ class ProxyRoute:
         )
 
 
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 ROUTE = TorchRoute()
 PLAIN, PARAMETER = PlainRoute(), ParameterRoute()
 PROXY = ProxyRoute()

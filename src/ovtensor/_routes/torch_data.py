@@ -8,13 +8,12 @@ public ones. Each has a test that tells when it changes.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
 from torch.nn.parameter import is_lazy
 
-__all__ = ["disturbed", "why_dataless"]
+__all__ = ["disturbed", "peeled", "why_dataless"]
 
 _RELEASED = (
     "it is a FakeTensor, which stands in for values and holds none. A model gives such results "
@@ -41,15 +40,25 @@ def why_dataless(x: torch.Tensor) -> str | None:
 
     Call it under ``DisableTorchFunction``: it must not reach a subclass's own methods.
     """
+    x = peeled(x)
     return _why_traced() or _why_unreal(x) or _why_freed(x)
+
+
+def peeled(x: torch.Tensor) -> torch.Tensor:
+    """Take off what a derivative of ``torch.func`` put around a tensor that has outlived it."""
+    while _functorch.is_gradtrackingtensor(x) and (inner := _functorch.unwrap_if_dead(x)) is not x:
+        x = inner
+    return x
 
 
 def _why_traced() -> str | None:
     proxy = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
+    early = torch._C.DispatchKey.PreDispatch  # noqa: SLF001
     tracing = (
         torch.compiler.is_compiling()
         or _get_tracing_state() is not None
         or torch._C._get_dispatch_mode(proxy) is not None  # noqa: SLF001
+        or torch._C._dispatch_tls_is_dispatch_key_included(early)  # noqa: SLF001
     )
     return _TRACED if tracing else None
 
@@ -61,7 +70,7 @@ def _why_unreal(x: torch.Tensor) -> str | None:
         return "torch.vmap is at work on it and it stands for a batch; convert after vmap"
     if _functorch.is_gradtrackingtensor(x):
         return "torch.func is differentiating through it; convert outside of grad, vjp or jvp"
-    if torch._is_functional_tensor(x):  # noqa: SLF001
+    if _is_functional(x):
         return "it is a functional tensor; convert outside of torch.func.functionalize"
     if _is_fake(x):
         return _RELEASED
@@ -70,12 +79,16 @@ def _why_unreal(x: torch.Tensor) -> str | None:
     return None
 
 
-def _is_fake(x: Any) -> bool:
+def _is_functional(x: torch.Tensor) -> bool:
+    """Tell whether `x` is a functional tensor of C++, or of Python around one."""
+    module = sys.modules.get("torch._subclasses.functional_tensor")
+    in_python = module is not None and isinstance(x, module.FunctionalTensor)
+    return in_python or torch._is_functional_tensor(x)  # noqa: SLF001
+
+
+def _is_fake(x: torch.Tensor) -> bool:
     """Look for fake values, also inside wrapper subclasses."""
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
-    functional = sys.modules.get("torch._subclasses.functional_tensor")
-    if functional is not None and isinstance(x, functional.FunctionalTensor):
-        return True
     return fakes is not None and bool(fakes.is_fake(x))
 
 

@@ -7,6 +7,7 @@ dispatch, and memory is believed only if the subclass itself reports the same el
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from ovtensor.errors import ConversionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Masked", "dispatches", "way_out"]
+__all__ = ["Masked", "is_plain", "way_out"]
 
 # Conversions that subclasses offer, in the order in which they are asked for.
-_METHODS = ("dequantize", "full_tensor", "wait", "to_dense", "as_tensor")
+# as_tensor comes before to_dense, which of a list of edges makes a matrix.
+_METHODS = ("dequantize", "full_tensor", "wait", "as_tensor", "to_dense")
 _SAMPLES = 8
 
 
@@ -46,21 +48,35 @@ def way_out(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
     values : callable
         Reads a plain tensor's memory as an array, to compare elements.
     """
+    if (way := _own_way(x)) is not None:
+        return way(x)
+    return _by_operator(x, values) if dispatches(x) else x
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Tell whether the values of `x` are what its memory has."""
+    return _own_way(x) is None and not dispatches(x)
+
+
+def _own_way(x: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
+    """Find the way out that is known of the class of `x`, or that the class offers."""
     cls = type(x)
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         nested = x.is_nested
     if nested:
-        return _rectangular(x)
+        return _rectangular
     for name, special in _SPECIAL.items():
         module, _, attribute = name.rpartition(".")
         base = getattr(sys.modules.get(module), attribute, None)
         if isinstance(base, type) and issubclass(cls, base):
-            return special(x)
+            return special
     for method in _METHODS:
         own = getattr(cls, method, None)
-        if own is not None and own is not getattr(torch.Tensor, method, None):
-            return _simpler(x, method, own)
-    return _by_operator(x, values) if dispatches(x) else x
+        if own is None or own is getattr(torch.Tensor, method, None):
+            continue
+        if method != "as_tensor" or dispatches(x):  # else it would give the memory as it is
+            return partial(_simpler, method=method, own=own)
+    return None
 
 
 def _simpler(x: torch.Tensor, method: str, own: Callable[[Any], Any]) -> Any:
@@ -184,16 +200,18 @@ def _params_8bit(x: Any) -> Any:
     scale = getattr(x, "SCB", None)
     if scale is None:
         return _unquantized(x)
-    # bitsandbytes.functional.int8_vectorwise_dequant: one absolute maximum a row
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
     codes = x.data.as_subclass(torch.Tensor)
-    return codes.to(torch.float32) * scale.reshape(-1, 1).to(codes.device) / 127
+    return int8_vectorwise_dequant(codes, scale.to(codes.device))
 
 
 def _unquantized(x: Any) -> Any:
     if not x.dtype.is_floating_point:
         raise ConversionError(
             f"{_name(x)} (dtype {x.dtype}): packed codes whose scale is gone; "
-            "keep the quantization state, or reload the weights"
+            "keep the quantization state (Linear8bitLt moves it to layer.state.SCB at its first "
+            "call), or reload the weights"
         )
     return x
 
