@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor.errors import CacheWarning
+from ovtensor.errors import CacheWarning, ModelError
 from ovtensor.sdxl import sources
 from sdxl_scenes import SCENES, draw, load
 
@@ -129,6 +129,23 @@ def test_a_weight_changed_in_one_element_is_another_entry(component, file, model
     assert path.stat().st_size == status.st_size
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # behind the same time and size
     assert opened(model, folder) == {**HIT, component: "miss"}
+
+
+def test_weights_that_change_while_they_are_loaded_are_not_kept(model, tmp_path, monkeypatch):
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    other = load_file(weights)
+    other["conv_in.bias"] += 1
+    load_folder = sources.FolderSource.load
+
+    def overwritten_meanwhile(self, *args):
+        loaded = load_folder(self, *args)
+        save_file(other, weights, metadata={"format": "pt"})
+        return loaded
+
+    monkeypatch.setattr(sources.FolderSource, "load", overwritten_meanwhile)
+    with pytest.raises(ModelError, match="weights of unet changed while they were loaded"):
+        opened(model, tmp_path / "cache")
+    assert ovtensor.ModelCache(tmp_path / "cache").entries() == []
 
 
 def test_a_config_changed_in_one_number_is_another_entry(model, folder):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ovtensor.cache import ScratchStore, Store
-from ovtensor.errors import ComponentError
+from ovtensor.errors import ComponentError, ModelError
 from ovtensor.sdxl import graphs, ir, memory
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
@@ -145,17 +145,23 @@ class Builder:
         backend: Backend,
         loras: Sequence[Lora],
     ) -> Runner:
+        start = time.perf_counter()
         source = self._sources[name]
         graph = make(source.skeleton)
+        facts = self._facts(name, graph.name, backend, loras)
 
         def write(folder: Path) -> None:
             with self._events.stage("load", graph.name):
                 module = source.load(torch_dtype(backend.precision), loras)
+            # What is kept under these facts has to be made of them.
+            if facts != self._facts(name, graph.name, backend, loras):
+                raise ModelError(
+                    f"the weights of {graph.name} changed while they were loaded; wait until "
+                    f"nobody writes to them, and try again"
+                )
             with self._events.stage("convert", graph.name):
                 ir.write(make(module), backend, folder)
 
-        start = time.perf_counter()
-        facts = self._facts(name, graph.name, backend, loras)
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
         if not entry.hit:  # so that torch's weights make room for the compilation
