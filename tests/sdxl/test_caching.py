@@ -213,7 +213,7 @@ def test_damaged_entries_are_made_anew(name, tmp_path, eager_pictures):
         path.chmod(0o600)
         path.write_bytes(content)
     session = ovtensor.split_backends(load(), unet=F32, cache=tmp_path)
-    with pytest.warns(CacheWarning, match="removed and made anew"):
+    with pytest.warns(CacheWarning, match="is to be made anew"):
         pipe = session.__enter__()
     with contextlib.closing(session):
         np.testing.assert_array_equal(draw(pipe, SCENES[0]), expected)

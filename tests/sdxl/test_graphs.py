@@ -31,7 +31,9 @@ def pipe():
 def compiled(graph, precision="f32"):
     backend = Backend("openvino", precision=precision)
     store = ScratchStore()
-    entry = store.open({}, lambda folder: ir.write(graph, backend, folder))
+    entry = store.open(
+        {}, lambda folder: ir.write(graph, backend, folder, refer=False, halves=False)
+    )
     return OpenVINORunner(graph, entry, store, backend, Events(None))
 
 

@@ -138,11 +138,11 @@ def test_a_component_that_computes_something_else_is_refused(eager_pipeline, mon
     convert, components = ir.convert, dict(eager_pipeline.components)
     changed = []  # alive until the model is written, as the right one is
 
-    def convert_something_else(graph):
+    def convert_something_else(graph, *, halves):
         changed.append(copy.deepcopy(graph.module))
         with torch.no_grad():
             changed[-1].unet.conv_out.weight[0] *= -1  # the sign of one of four channels
-        return convert(dataclasses.replace(graph, module=changed[-1]))
+        return convert(dataclasses.replace(graph, module=changed[-1]), halves=halves)
 
     monkeypatch.setattr(ir, "convert", convert_something_else)
     before = set(temporary_folder().iterdir())

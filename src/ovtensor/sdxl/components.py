@@ -11,6 +11,7 @@ import torch
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError, ModelError
 from ovtensor.sdxl import graphs, ir, memory
+from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.report import ComponentReport, Report
@@ -148,19 +149,34 @@ class Builder:
         start = time.perf_counter()
         source = self._sources[name]
         graph = make(source.skeleton)
-        facts = self._facts(name, graph.name, backend, loras)
+        rounded = backend.precision != "f32" or backend.weights is not None
+        verify = rounded if self._verify is None else self._verify
+        dtype = torch_dtype(backend.precision)
+        # LoRAs are added in float32, and a reference is what torch computes with these weights.
+        halves = None if rounded or verify or loras else source.halves
+        facts = self._facts(name, loras)
+        if facts is not None:
+            facts |= {
+                "graph": graph.name,
+                "precision": backend.precision,
+                "compression": backend.weights,
+                "halves": str(halves),
+                "reference": verify,
+            }
 
         def write(folder: Path) -> None:
             with self._events.stage("load", graph.name):
-                module = source.load(torch_dtype(backend.precision), loras)
+                module = source.load(halves or dtype, loras)
+                if halves is not None:
+                    widen_the_rest(module)
             # What is kept under these facts has to be made of them.
-            if facts != self._facts(name, graph.name, backend, loras):
+            if facts is not None and not facts.items() >= (self._facts(name, loras) or {}).items():
                 raise ModelError(
                     f"the weights of {graph.name} changed while they were loaded; wait until "
                     f"nobody writes to them, and try again"
                 )
             with self._events.stage("convert", graph.name):
-                ir.write(make(module), backend, folder)
+                ir.write(make(module), backend, folder, refer=verify, halves=halves is not None)
 
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
@@ -172,8 +188,7 @@ class Builder:
             runner.stats.convert_seconds = seconds
             if entry.key:
                 runner.stats.cache = "hit" if entry.hit else "miss"
-            rounded = backend.precision != "f32" or backend.weights is not None
-            if rounded if self._verify is None else self._verify:
+            if verify:
                 given, expected = ir.reference(entry.folder)
                 with self._events.stage("warm-up", graph.name):
                     demand_parity(graph.name, backend, expected, runner(*given))
@@ -182,22 +197,18 @@ class Builder:
             raise
         return runner
 
-    def _facts(
-        self, name: str, graph: str, backend: Backend, loras: Sequence[Lora]
-    ) -> dict[str, Any] | None:
-        """Everything that can change a number of a converted graph; None if that is not known."""
+    def _facts(self, name: str, loras: Sequence[Lora]) -> dict[str, Any] | None:
+        """Everything about weights that can change a converted graph; None if that is not known."""
         weights = self._sources[name].facts(self._store)
         if weights is None:
             return None
-        involved = ["peft"] * bool(loras) + ["nncf"] * (backend.weights == "int8")
+        involved = ["peft"] * bool(loras)
+        involved += ["nncf"] * (self._backends[name].weights == "int8")
         return {
             "kind": "ir",
             "format": ir.FORMAT,
-            "graph": graph,
             "weights": weights,
             "loras": [lora.facts(name, self._store) for lora in loras],
-            "precision": backend.precision,
-            "compression": backend.weights,
             "versions": versions(*involved),
         }
 

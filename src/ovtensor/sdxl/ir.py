@@ -1,8 +1,8 @@
 """A graph as an OpenVINO model on disk: written from torch, compiled for a device.
 
-Weights are stored in the precision that the device executes and stay mapped from the file: f16
-constants, say, would be turned into float32 copies by the CPU plugin. A file also bounds what a
-conversion takes: torch's weights can go before the compilation starts.
+Weights are stored in the precision that the device executes, or in 16 bits that are widened to it
+exactly, and stay mapped from the file. A file also bounds what a conversion takes: torch's weights
+can go before the compilation starts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ovtensor.errors import ComponentError, MissingExtraError
+from ovtensor.sdxl.halves import trace as trace_halves
 from ovtensor.sdxl.spec import Backend, core, device_properties
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ FORMAT = 1
 _tracing = threading.Lock()
 
 
-def write(graph: Graph, backend: Backend, folder: Path) -> None:
-    """Convert a graph and write model, weights and a :func:`reference` into ``folder``.
+def write(graph: Graph, backend: Backend, folder: Path, *, refer: bool, halves: bool) -> None:
+    """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
+
+    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`.
 
     Raises
     ------
@@ -47,13 +50,14 @@ def write(graph: Graph, backend: Backend, folder: Path) -> None:
     MissingExtraError
         If ``backend.weights`` is ``"int8"`` and nncf is not installed.
     """
-    inputs = graph.probe()
-    with torch.no_grad(), _evaluating(graph.module):
-        outputs = graph.module(*inputs)
-    tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
-    tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
-    save_file(tensors, folder / REFERENCE)
-    model = convert(graph)
+    if refer:
+        inputs = graph.probe()
+        with torch.no_grad(), _evaluating(graph.module):
+            outputs = graph.module(*inputs)
+        tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
+        tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
+        save_file(tensors, folder / REFERENCE)
+    model = convert(graph, halves=halves)
     if backend.weights == "int8":
         model = _with_int8_weights(model)
     try:
@@ -66,7 +70,7 @@ def write(graph: Graph, backend: Backend, folder: Path) -> None:
         ) from error
 
 
-def convert(graph: Graph) -> ov.Model:
+def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
     """The OpenVINO model of a graph, whose constants are the memory of ``graph.module``.
 
     bf16 constants do not keep that memory alive: the module has to outlive the model.
@@ -84,7 +88,11 @@ def convert(graph: Graph) -> ov.Model:
             # Left to itself, convert_model traces with torch's own check, which runs the module
             # three times more. The parity check compares what is computed in the end.
             trace: Any = torch.jit.trace
-            traced = trace(graph.module, examples, check_trace=False, strict=False)
+            traced = (
+                trace_halves(graph.module, examples)
+                if halves
+                else trace(graph.module, examples, check_trace=False, strict=False)
+            )
             model = ov.convert_model(
                 traced,
                 example_input=examples,

@@ -6,12 +6,15 @@ model need; the weights themselves are loaded when there is something to convert
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import importlib
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
@@ -34,6 +37,11 @@ class Source(Protocol):
     @property
     def skeleton(self) -> Any:
         """The component, whose tensors may have no values."""
+        ...
+
+    @property
+    def halves(self) -> torch.dtype | None:
+        """The dtype of 16 bits that all weights have, if they may be loaded in it and changed."""
         ...
 
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
@@ -71,6 +79,16 @@ class FolderSource:
     def skeleton(self) -> Any:
         """See :class:`Source`."""
         return self._skeleton
+
+    @functools.cached_property
+    def halves(self) -> torch.dtype | None:
+        """See :class:`Source`; files of other kinds than safetensors are not looked into."""
+        found = set()
+        for path in self._folder.glob("*.safetensors"):
+            with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+                found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        dtypes = {"F16": torch.float16, "BF16": torch.bfloat16}
+        return dtypes.get(found.pop()) if len(found) == 1 else None
 
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
         """See :class:`Source`."""
@@ -113,6 +131,11 @@ class ModuleSource:
     def skeleton(self) -> Any:
         """See :class:`Source`."""
         return self._module
+
+    @property
+    def halves(self) -> None:
+        """See :class:`Source`; the module can be the caller's."""
+        return
 
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
         """See :class:`Source`."""

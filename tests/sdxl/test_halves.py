@@ -1,0 +1,77 @@
+"""Weights of 16 bits stay so for float32 arithmetic, and every number is as with wide ones."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.sdxl import sources
+from sdxl_scenes import SCENES, draw, load
+
+F32 = Backend("openvino", precision="f32")
+ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
+
+
+@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def model(request, tmp_path_factory):
+    """A folder of the embedded model in 16 bits."""
+    folder = tmp_path_factory.mktemp("model")
+    pipe = load(request.param)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(model):
+    """Pictures from the same weights, widened before they are converted, and their bytes."""
+    own = load()
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        source = sources.folder_sources(model, [name])[name]
+        setattr(own, name, source.load(torch.float32, ()))
+    with ovtensor.split_backends(own, **ALL) as pipe:
+        pictures = [draw(pipe, scene, num_inference_steps=4) for scene in SCENES[:2]]
+        return pictures, {row.component: row.weight_bytes for row in pipe.ovtensor.report()}
+
+
+def test_every_byte_is_that_of_wide_weights(model, wide, tmp_path):
+    pictures, sizes = wide
+    for state in ("miss", "hit"):
+        with ovtensor.sdxl_pipeline(model, cache=tmp_path, **ALL) as pipe:
+            for scene, picture in zip(SCENES, pictures, strict=False):
+                np.testing.assert_array_equal(draw(pipe, scene, num_inference_steps=4), picture)
+            rows = pipe.ovtensor.report().to_dict()
+        assert {row["cache"] for row in rows.values()} == {state}
+    # Linear layers are less of this UNet than of a large one; embeddings and convolutions stay.
+    assert rows["unet"]["weight_bytes"] < 0.8 * sizes["unet"]
+    assert rows["text_encoder_2"]["weight_bytes"] < 0.7 * sizes["text_encoder_2"]
+
+
+def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):
+    loaded = []
+    load_folder = sources.FolderSource.load
+
+    def watched(self, dtype, loras):
+        loaded.append(dtype)
+        return load_folder(self, dtype, loras)
+
+    monkeypatch.setattr(sources.FolderSource, "load", watched)
+    for verify in (False, True):
+        with ovtensor.sdxl_pipeline(model, vae=F32, unet="torch", verify=verify, progress=False):
+            pass
+    assert loaded[0] in (torch.float16, torch.bfloat16)
+    assert loaded[1] == torch.float32  # the reference is what torch computes from these
+
+
+def test_what_a_folder_holds(model, tmp_path):
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    dtypes = {source.halves for source in sources.folder_sources(model, names).values()}
+    assert len(dtypes) == 1
+    assert dtypes <= {torch.float16, torch.bfloat16}
+    load(torch.float32).unet.save_pretrained(tmp_path / "unet")
+    shutil.copy(model / "model_index.json", tmp_path)
+    assert sources.folder_sources(tmp_path, ["unet"])["unet"].halves is None
