@@ -2,14 +2,17 @@
 
     python benchmarks/sdxl_peers.py --json peers.json
 
-Contenders: ovtensor, diffusers (eager in float32 and bfloat16, compiled by inductor),
-optimum-intel and openvino-genai, which live in a virtual environment that this script makes from
-``peers-requirements.txt``. Every measurement is a process of its own. All compute in the
-precision of ``--precision`` but eager diffusers, which is shown in both.
+Contenders: ovtensor and diffusers (eager in float32 and bfloat16, compiled by inductor), in a
+virtual environment that this script makes with nothing but ``ovtensor[all]``; optimum-intel and
+openvino-genai, in one that it makes from ``peers-requirements.txt``. Every measurement is a
+process of its own. All compute in the precision of ``--precision`` but eager diffusers, which is
+shown in both. openvino-genai reads no checkpoints: optimum-intel's export, and the conversion of
+the tokenizers, is the first part of its cold start.
 
 - cold: from starting the process to the first picture, from the checkpoint, no cache or export
 - warm: the same with what a first run leaves on the disk
 - picture: median seconds of the pictures after the first, in the warm processes
+- in parentheses: seconds of CPU time, which a busy machine spoils less
 - memory: the peak of the warm and of the cold process tree, anonymous; see ``watched.py``
 
 Linux only. Makes a model of 0.6 GB and files of about 3 GB under ``--work``.
@@ -35,16 +38,18 @@ import openvino as ov
 import watched
 
 HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
 REQUIREMENTS = HERE / "peers-requirements.txt"
+CONSTRAINTS = REPOSITORY / "constraints.txt"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contender:
-    """How one contender is run: its driver, its Python ("" for this one), its precision."""
+    """How one contender is run: its driver, whose environment, its precision."""
 
     name: str
     driver: str
-    peers_python: bool
+    among_peers: bool
     precision: str
     compiled: bool = False
 
@@ -65,46 +70,50 @@ def contenders(precision: str) -> list[Contender]:
     return found
 
 
-def make_peers(folder: Path) -> Path:
-    """The Python of the peers' environment, made in ``folder`` unless it is there."""
+def environment(folder: Path, requirements: list[str], pinned: Path) -> Path:
+    """The Python of a virtual environment in ``folder``, made anew if ``pinned`` has changed."""
     python = folder / "bin" / "python"
-    done = folder / "complete"
-    if not done.is_file():
+    done = folder / "made-from"
+    if not done.is_file() or done.read_bytes() != pinned.read_bytes():
         venv.create(folder, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "--quiet"]
-        subprocess.run([*pip, "install", "-r", str(REQUIREMENTS)], check=True)
+        subprocess.run([*pip, "install", *requirements], check=True)
         # It comes along without a CPU build, and then no import of transformers works.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
-        done.touch()
+        done.write_bytes(pinned.read_bytes())
     return python
 
 
 class Bench:
     """Runs contenders in processes of their own, with folders for what they leave behind."""
 
-    def __init__(self, args: argparse.Namespace, model: Path, peers: Path) -> None:
+    def __init__(self, args: argparse.Namespace, model: Path, own: Path, peers: Path) -> None:
         self._args = args
         self._model = model
+        self._own = own
         self._peers = peers
         self._log = args.work / "peers.log"
+        self.exported: dict[str, Any] = {}
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> None:
         """Export for the two peers that need it; seconds and memory of the process."""
         folder = self._args.work / "exported"
         shutil.rmtree(folder, ignore_errors=True)
         python = str(self._peers)
-        return self._process([python, str(HERE / "peers" / "export.py")], {"folder": str(folder)})
+        self.exported = self._process(
+            [python, str(HERE / "peers" / "export.py")], {"folder": str(folder)}
+        )
 
     def draw(self, contender: Contender, *, cold: bool) -> dict[str, Any]:
         """One process that opens the pipeline and draws."""
         folder = self._args.work / contender.name.replace(" ", "-")
-        if contender.peers_python:
+        if contender.among_peers:
             folder = self._args.work / ("nothing" if cold else "exported")
         elif cold:
             shutil.rmtree(folder, ignore_errors=True)
         if contender.driver == "draw_genai.py":
             folder = self._args.work / "exported"  # it has no other start
-        python = str(self._peers) if contender.peers_python else sys.executable
+        python = str(self._peers) if contender.among_peers else str(self._own)
         picture = self._args.work / f"{contender.name}.npy".replace(" ", "-")
         result = self._process(
             [python, str(HERE / "peers" / contender.driver)],
@@ -117,7 +126,13 @@ class Bench:
             },
             {"TORCHINDUCTOR_CACHE_DIR": str(folder)},
         )
-        return {**result, **_looks(picture)} if "error" not in result else result
+        if "error" in result:
+            return result
+        if cold and contender.driver == "draw_genai.py":
+            for suffix in ("", "_cpu"):
+                result[f"first_picture{suffix}"] += self.exported[f"exported{suffix}"]
+            result["anonymous"] = max(result["anonymous"], self.exported["anonymous"])
+        return {**result, **_looks(picture)}
 
     def _process(
         self, command: list[str], job: dict[str, Any], environment: dict[str, str] | None = None
@@ -163,7 +178,7 @@ def agreement(work: Path, found: list[Contender]) -> dict[str, float]:
     }
 
 
-def summarise(runs: dict[str, dict[str, list[dict[str, Any]]]], export: dict[str, Any]) -> str:
+def summarise(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """The table, in Markdown."""
     rows = [
         "| | cold, s | warm, s | picture, s | peak anonymous cold / warm, GB | peak resident, GB |",
@@ -175,14 +190,15 @@ def summarise(runs: dict[str, dict[str, list[dict[str, Any]]]], export: dict[str
         if not cold or not warm:
             rows.append(f"| {name} | failed | | | | |")
             continue
-        before = export.get("exported", 0.0) if name == "openvino-genai" else 0.0
-        held = max(export["anonymous"] if before else 0, *(run["anonymous"] for run in cold))
-        later = [seconds for run in warm for seconds in run["pictures"][1:]]
+        later, later_cpu = (
+            statistics.median(seconds for run in warm for seconds in run[key][1:])
+            for key in ("pictures", "pictures_cpu")
+        )
         cells = [
-            f"{before + _median(cold, 'first_picture'):.1f}",
-            f"{_median(warm, 'first_picture'):.1f}",
-            f"{statistics.median(later):.2f}" if later else "",
-            f"{held / 1e9:.2f} / {_median(warm, 'anonymous') / 1e9:.2f}",
+            f"{_median(cold, 'first_picture'):.1f} ({_median(cold, 'first_picture_cpu'):.0f})",
+            f"{_median(warm, 'first_picture'):.1f} ({_median(warm, 'first_picture_cpu'):.0f})",
+            f"{later:.2f} ({later_cpu:.1f})",
+            f"{_median(cold, 'anonymous') / 1e9:.2f} / {_median(warm, 'anonymous') / 1e9:.2f}",
             f"{_median(warm, 'resident') / 1e9:.2f}",
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
@@ -210,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     base = Path(tempfile.gettempdir()) / "ovtensor-benchmarks"
     parser.add_argument("--work", type=Path, default=base, help="folder for models and caches")
+    parser.add_argument("--own", type=Path, help="ovtensor's environment; by default in --work")
     parser.add_argument("--peers", type=Path, help="the peers' environment; by default in --work")
     parser.add_argument("--only", nargs="*", help="names of contenders; by default all of them")
     parser.add_argument("--precision", default=_native_precision(), choices=("f32", "bf16"))
@@ -223,25 +240,33 @@ def main() -> None:
     args = parser.parse_args()
 
     args.work.mkdir(parents=True, exist_ok=True)
-    peers = make_peers(args.peers or args.work / "peers-venv")
+    own = environment(
+        args.own or args.work / "own-venv",
+        ["-c", str(CONSTRAINTS), "-e", f"{REPOSITORY}[all]"],
+        CONSTRAINTS,
+    )
+    peers = environment(
+        args.peers or args.work / "peers-venv", ["-r", str(REQUIREMENTS)], REQUIREMENTS
+    )
     model = args.work / "sdxl-middle"
-    tool = HERE.parent / "tools" / "make_sdxl.py"
+    tool = REPOSITORY / "tools" / "make_sdxl.py"
     subprocess.run([sys.executable, str(tool), "middle", str(model)], check=True)
     found = [c for c in contenders(args.precision) if not args.only or c.name in args.only]
 
-    bench = Bench(args, model, peers)
+    bench = Bench(args, model, own, peers)
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {
         c.name: {"cold": [], "warm": []} for c in found
     }
-    export = bench.export() if any(c.peers_python for c in found) else {"anonymous": 0}
+    if any(contender.among_peers for contender in found):
+        bench.export()
     for kind, rounds in (("cold", args.cold_rounds), ("warm", args.rounds)):
         for turn in range(rounds):
             for contender in found:
                 run = bench.draw(contender, cold=kind == "cold")
                 runs[contender.name][kind].append(run)
                 print(f"{kind} {turn} {contender.name}: {json.dumps(run)}", flush=True)
-                _write(args, runs, export, found, peers)
-    print(summarise(runs, export))
+                _write(args, runs, bench.exported, found, {"own": own, "peers": peers})
+    print(summarise(runs))
 
 
 def _write(
@@ -249,14 +274,14 @@ def _write(
     runs: dict[str, Any],
     export: dict[str, Any],
     found: list[Contender],
-    peers: Path,
+    pythons: dict[str, Path],
 ) -> None:
     if args.json is None:
         return
     report = {
         "machine": platform.processor() or platform.machine(),
         "cpu": str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME")),
-        "versions": {"here": _versions(Path(sys.executable)), "peers": _versions(peers)},
+        "versions": {name: _versions(python) for name, python in pythons.items()},
         "settings": {"side": args.side, "steps": args.steps, "precision": args.precision},
         "export": export,
         "runs": runs,
