@@ -103,6 +103,8 @@ class Bench:
         self.exported = self._process(
             [python, str(HERE / "peers" / "export.py")], {"folder": str(folder)}
         )
+        if "error" in self.exported:
+            raise SystemExit(f"optimum-intel could not export the model: {self.exported['error']}")
 
     def draw(self, contender: Contender, *, cold: bool) -> dict[str, Any]:
         """One process that opens the pipeline and draws."""
