@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,13 @@ def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
     ComponentError
         If OpenVINO cannot convert it.
     """
-    with _tracing, warnings.catch_warnings(), torch.no_grad(), _evaluating(graph.module):
+    with (
+        _tracing,
+        _interruptible(),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _evaluating(graph.module),
+    ):
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
         examples = tuple(entry.example for entry in graph.inputs)
@@ -248,6 +255,37 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a conversion.
+
+    While OpenVINO calls back into Python it makes errors of its own of what is raised there, or
+    drops it. So remember that the signal came. It comes to the main thread, and a handler that
+    somebody else has installed is left alone.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = []
+
+    def remember(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _with_int8_weights(model: ov.Model) -> ov.Model:
