@@ -170,9 +170,10 @@ def _looks(picture: Path) -> dict[str, Any]:
 def agreement(work: Path, found: list[Contender]) -> dict[str, float]:
     """Correlation of each contender's last picture with eager float32's."""
     pictures = {c.name: work / f"{c.name}.npy".replace(" ", "-") for c in found}
-    if not pictures["diffusers f32"].is_file():
+    eager = pictures.get("diffusers f32")
+    if eager is None or not eager.is_file():
         return {}
-    reference = np.load(pictures["diffusers f32"]).ravel()
+    reference = np.load(eager).ravel()
     return {
         name: round(float(np.corrcoef(reference, np.load(path).ravel())[0, 1]), 4)
         for name, path in pictures.items()
