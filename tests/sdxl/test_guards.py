@@ -11,7 +11,7 @@ import torch
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor._disk import temporary_folder
+from ovtensor.cache import store
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
 from ovtensor.sdxl import ir, runners
 from ovtensor.sdxl.parity import demand_parity
@@ -133,7 +133,7 @@ def test_a_broken_text_encoder_is_named():
         pipe.encode_prompt(SCENE.prompt)
 
 
-def test_a_component_that_computes_something_else_is_refused(eager_pipeline, monkeypatch):
+def test_a_component_that_computes_something_else_is_refused(eager_pipeline, tmp_path, monkeypatch):
     """As a device with a faulty kernel would do; there is none here, so the weights are changed."""
     convert, components = ir.convert, dict(eager_pipeline.components)
     changed = []  # alive until the model is written, as the right one is
@@ -145,13 +145,13 @@ def test_a_component_that_computes_something_else_is_refused(eager_pipeline, mon
         return convert(dataclasses.replace(graph, module=changed[-1]), halves=halves)
 
     monkeypatch.setattr(ir, "convert", convert_something_else)
-    before = set(temporary_folder().iterdir())
+    monkeypatch.setattr(store, "temporary_folder", lambda: tmp_path)
     with pytest.raises(
         ParityError, match=r"unet on CPU in f32 .* cosine similarity of 0\.\d+ \(wanted 0\.9999\)"
     ):
         ovtensor.split_backends(eager_pipeline, unet=F32, verify=True).__enter__()
     assert eager_pipeline.components == components
-    assert set(temporary_folder().iterdir()) <= before
+    assert not [*tmp_path.iterdir()]
     with ovtensor.split_backends(eager_pipeline, unet=F32):  # f32 is not verified by itself
         pass
 
