@@ -52,7 +52,8 @@ def without_cache():
     return drawn()[0]
 
 
-def test_off_cold_warm_and_fresh_process_draw_the_same_bytes(folder, without_cache):
+def test_off_cold_warm_and_fresh_process_draw_the_same_bytes(tmp_path, without_cache):
+    folder = tmp_path / "cache"
     cold, missed = drawn(cache=folder)
     warm, hit = drawn(cache=folder)
     assert set(missed.values()) == {"miss"}
