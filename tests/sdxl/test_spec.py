@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import ovtensor
 from ovtensor import Backend
-from ovtensor.errors import BackendError
+from ovtensor.errors import BackendError, MissingExtraError
 from ovtensor.sdxl import ir, spec
 
 
@@ -57,6 +58,12 @@ def test_a_precision_that_a_device_lacks(devices):
         BackendError, match=r'NPU \(a device .*\) does not execute f32; it has "f16"'
     ):
         spec.resolve(Backend("openvino", "NPU", precision="f32"), "vae")
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingExtraError, match=r'needs nncf.*pip install "ovtensor\[int8\]"'):
+        ovtensor.sdxl_pipeline("no such folder", unet=Backend("openvino", weights="int8"))
 
 
 def test_virtual_devices_say_nothing_of_themselves():

@@ -19,7 +19,7 @@ import openvino as ov
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovtensor.errors import ComponentError, MissingExtraError
+from ovtensor.errors import ComponentError
 from ovtensor.sdxl.halves import trace as trace_halves
 from ovtensor.sdxl.spec import Backend, core, device_properties
 
@@ -48,8 +48,6 @@ def write(graph: Graph, backend: Backend, folder: Path, *, refer: bool, halves: 
     ------
     ComponentError
         If OpenVINO cannot convert it, or cannot write its files.
-    MissingExtraError
-        If ``backend.weights`` is ``"int8"`` and nncf is not installed.
     """
     if refer:
         inputs = graph.probe()
@@ -289,11 +287,6 @@ def _interruptible() -> Iterator[None]:
 
 
 def _with_int8_weights(model: ov.Model) -> ov.Model:
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            'weights="int8" needs nncf, which is not installed: pip install "ovtensor[int8]"',
-            name="nncf",
-        ) from error
+    import nncf
+
     return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)

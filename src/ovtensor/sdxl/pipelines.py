@@ -75,6 +75,8 @@ def sdxl_pipeline(
     ------
     BackendError
         At once, for a backend, device or precision that this machine does not have.
+    MissingExtraError
+        If LoRAs or int8 weights are asked for and peft or nncf is not installed.
     InputError
         At once, for an unknown task; on entering, for LoRAs that are none.
     ModelError

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import openvino as ov
 import torch
 
-from ovtensor.errors import BackendError
+from ovtensor.errors import BackendError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,9 +128,16 @@ def resolve(backend: Backend, component: str) -> Backend:
     ------
     BackendError
         If the device is not here or does not execute the precision.
+    MissingExtraError
+        If it takes nncf and that is not installed.
     """
     if backend.kind == "torch":
         return backend
+    if backend.weights == "int8" and importlib.util.find_spec("nncf") is None:
+        raise MissingExtraError(
+            'weights="int8" needs nncf, which is not installed: pip install "ovtensor[int8]"',
+            name="nncf",
+        )
     capabilities = _device_capabilities(backend.device)
     if backend.precision == "auto":
         return dataclasses.replace(
