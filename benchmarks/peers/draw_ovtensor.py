@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,13 @@ if TYPE_CHECKING:
 def open_pipeline(job: SimpleNamespace) -> Callable[[], np.ndarray]:
     """See :func:`contender.main`."""
     backend = ovtensor.Backend("openvino", precision=job.precision)
-    cached = "cache" in inspect.signature(ovtensor.sdxl_pipeline).parameters
     session = ovtensor.sdxl_pipeline(
         job.model,
         unet=backend,
         vae=backend,
         text_encoders=backend,
         progress=False,
-        **({"cache": job.folder} if cached else {}),
+        cache=job.folder,
     )
     pipe = session.__enter__()
     noise = torch.from_numpy(latents(job))

@@ -21,6 +21,7 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import CacheWarning, ModelError
 from ovtensor.sdxl import sources
+from ovtensor.sdxl.identity import structure
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
@@ -173,6 +174,14 @@ def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
     assert len(compiles) == 1
 
 
+def _once(x):
+    return x
+
+
+def _twice(x):
+    return 2 * x
+
+
 def lent_states(pipe, folder) -> str:
     with ovtensor.split_backends(pipe, unet=F32, cache=folder) as split:
         return states(split)["unet"]
@@ -194,6 +203,14 @@ def test_modules_in_memory_are_told_apart_by_all_that_computes(tmp_path):
     assert lent_states(tuned, tmp_path) == "hit"
     tuned.unet.set_attn_processor(AttnProcessor())  # the same sums in another order
     assert lent_states(tuned, tmp_path) == "miss"
+
+    # Two functions are of one class, and differ in what they do.
+    tuned = load()
+    tuned.unet.time_proj.wave = _once
+    described = structure(tuned.unet)
+    tuned.unet.time_proj.wave = _twice
+    assert structure(tuned.unet) != described
+    assert described != structure(load().unet)
 
     hooked = load()
     hooked.unet.conv_out.register_forward_hook(lambda _module, _given, output: output * 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import types
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ def _described(value: Any, depth: int = 0) -> Any:
         return dict(sorted(pair for pair in pairs if pair[1] is not ...))
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
+    if isinstance(value, types.FunctionType):  # all of one class: its name and code tell it
+        code = value.__code__
+        body = code.co_code.hex(), repr(code.co_consts), repr(code.co_names)
+        return [value.__module__, value.__qualname__, *body]
     if hasattr(value, "__dict__") and callable(value):  # an attention processor, an activation
         own = _described(vars(value), depth + 1) if not isinstance(value, type) else {}
         return [qualified_name(value if isinstance(value, type) else type(value)), own]
