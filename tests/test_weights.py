@@ -137,7 +137,11 @@ def test_anonymous_memory_falls_by_nine_tenths():
                 return int(line.split()[1]) * 1024
         raise AssertionError
 
+    # From here on glibc keeps blocks of up to 31 MB in its heap, as in any process that has run
+    # for a while, and a small one at the heap's end keeps it from shrinking by itself.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     module = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8)))
+    end = torch.empty(2**18, dtype=torch.uint8)  # noqa: F841
     size = sum(p.nbytes for p in module.parameters())
     x = torch.randn(2, 2048)
     first = module(x).detach()

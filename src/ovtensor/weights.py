@@ -19,6 +19,7 @@ import torch
 
 from ovtensor._convert import describe
 from ovtensor._disk import temporary_folder
+from ovtensor._memory import give_back
 from ovtensor.errors import DatalessTensorError, InputError
 
 __all__ = ["release_weights"]
@@ -106,7 +107,10 @@ def release_weights(
     with torch.no_grad():
         for block in blocks:
             _back(block, mapping, len(header))
-    return sum(block.storage.nbytes() for block in blocks)
+    released = sum(block.storage.nbytes() for block in blocks)
+    del block, blocks  # the last that hold the memory
+    give_back()
+    return released
 
 
 def _blocks(module: torch.nn.Module) -> list[_Block]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError, ModelError
-from ovtensor.sdxl import graphs, ir, memory
+from ovtensor.sdxl import graphs, ir
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
@@ -181,7 +182,7 @@ class Builder:
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
         if not entry.hit:  # so that torch's weights make room for the compilation
-            memory.give_back()
+            give_back()
         seconds = time.perf_counter() - start
         try:
             runner = OpenVINORunner(graph, entry, store, backend, self._events)

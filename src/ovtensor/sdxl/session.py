@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import torch
 
+from ovtensor._memory import give_back
 from ovtensor.errors import InputError, SessionClosedError
-from ovtensor.sdxl import lora, memory
+from ovtensor.sdxl import lora
 from ovtensor.sdxl.components import COMPONENTS, Builder
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.lent import copied, lend
@@ -80,7 +81,7 @@ class Session(Generic[Pipe]):
                 )
             self._state = "OPEN"
         with contextlib.ExitStack() as undo:  # undone at once if anything below raises
-            undo.callback(memory.give_back)
+            undo.callback(give_back)
             undo.callback(self._mark_closed)
             pipe = self._open(undo)
             self._undo = undo.pop_all()
