@@ -47,6 +47,28 @@ def test_threads_give_what_one_after_the_other_gives(split):
                 np.testing.assert_array_equal(picture, alone)
 
 
+def test_calls_at_once_have_tokenizers_of_their_own(split):
+    """A tokenizer keeps its padding: another call's makes 10 tokens of a prompt instead of 77."""
+    together = threading.Barrier(3)
+    used = []
+
+    def look(pipe, _step, _timestep, tensors):
+        used.append((pipe.tokenizer, pipe.tokenizer_2))
+        together.wait(timeout=60)
+        return tensors
+
+    def run(scene):
+        return draw(split, scene, num_inference_steps=1, callback_on_step_end=look)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, SCENES[:3]))
+    assert len({id(tokenizer) for pair in used for tokenizer in pair}) == 6
+    given = {"padding": "max_length", "max_length": 77}
+    expected = split.tokenizer("a large red circle", **given)["input_ids"]
+    for tokenizer, _ in used:
+        assert tokenizer("a large red circle", **given)["input_ids"] == expected
+
+
 def test_a_clone_has_a_scheduler_of_its_own_and_the_same_weights(split):
     clone = split.ovtensor.clone()
     assert type(clone) is type(split)
@@ -54,6 +76,7 @@ def test_a_clone_has_a_scheduler_of_its_own_and_the_same_weights(split):
     assert clone.vae is split.vae
     assert clone.scheduler is not split.scheduler
     assert clone.scheduler.config == split.scheduler.config
+    assert clone.tokenizer is not split.tokenizer
     np.testing.assert_array_equal(
         draw(clone, SCENES[1], num_inference_steps=3), draw(split, SCENES[1], num_inference_steps=3)
     )

@@ -1,8 +1,8 @@
 """The pipeline that a session lends: diffusers' own, whose calls may overlap.
 
-diffusers keeps the state of a call in the pipeline and in its scheduler. Here a call that finds
-the pipeline busy runs on a copy of it with a scheduler of its own; components are shared. The
-class of the pipeline is exchanged for a subclass of it, since Python looks ``__call__`` up there.
+diffusers keeps the state of a call in the pipeline, in its scheduler and in its tokenizers. Here a
+call that finds the pipeline busy runs on a copy of it with its own of these; all else is shared.
+The class of the pipeline is exchanged for a subclass of it: Python looks ``__call__`` up there.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def lend(pipe: Any, events: Events) -> Callable[[], None]:
 
 
 def copied(pipe: Any) -> Any:
-    """Another pipeline of the same components, with a scheduler of its own."""
+    """Another pipeline of the same components, with a scheduler and tokenizers of its own."""
     other = copy.copy(pipe)
+    for name in ("tokenizer", "tokenizer_2"):  # they keep the padding of the call that goes on
+        if getattr(pipe, name, None) is not None:
+            setattr(other, name, copy.deepcopy(getattr(pipe, name)))
     scheduler = pipe.scheduler
     # As new: the state of a scheduler in use is no start for another one.
     other.scheduler = type(scheduler).from_config(scheduler.config)
