@@ -25,13 +25,13 @@ LAYERS = {
 }
 
 
-def lora(pipe, components=tuple(LAYERS), seed=0) -> dict[str, torch.Tensor]:
+def lora(pipe, components=tuple(LAYERS), seed=0, layers=LAYERS) -> dict[str, torch.Tensor]:
     """Random adapters of rank 4 for some layers, in the format that diffusers saves."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for component in components:
         for name, layer in getattr(pipe, component).named_modules():
-            if name.endswith(LAYERS[component]):
+            if name.endswith(layers[component]):
                 down = torch.randn(4, layer.in_features, generator=generator) * 0.2
                 up = torch.randn(layer.out_features, 4, generator=generator) * 0.2
                 state[f"{component}.{name}.lora_A.weight"] = down
@@ -77,6 +77,42 @@ def test_a_lora_is_fused_before_conversion(
     if not owned:  # the caller's weights never had it
         np.testing.assert_array_equal(draw(eager_pipeline, SCENE), eager_pictures[0])
         assert not hasattr(eager_pipeline.unet, "peft_config")
+
+
+def in_kohyas_format(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same adapters, as kohya's scripts and most sites have them, at half their strength."""
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    found = {}
+    for key, tensor in state.items():
+        component, _, rest = key.partition(".")
+        layer, _, part = rest.removesuffix(".weight").rpartition(".")
+        if component != "unet":
+            layer = f"text_model.{layer.removeprefix('text_model.')}"
+        name = f"{prefixes[component]}_{layer.replace('.', '_')}"
+        found[f"{name}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = tensor
+        found[f"{name}.alpha"] = torch.tensor(2.0)  # of rank 4
+    return found
+
+
+def test_a_file_of_kohyas_scripts(eager_pipeline, converted, tmp_path, recwarn):
+    attention = tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
+    text = (*attention, "mlp.fc1", "mlp.fc2")
+    layers = {**LAYERS, "text_encoder": text, "text_encoder_2": text}
+    state = {key: value / 2 for key, value in lora(eager_pipeline, layers=layers).items()}
+    own = load()
+    own.load_lora_weights(dict(state))
+    own.fuse_lora(lora_scale=0.7)
+    expected = draw(own, SCENE)
+
+    path = tmp_path / "kohya.safetensors"
+    save_file(in_kohyas_format(state), path)
+    recwarn.clear()
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), unet=F32, text_encoders=F32, loras=[(path, 1.4)],
+        progress=False, cache=converted,
+    ) as pipe:  # fmt: skip
+        assert near(draw(pipe, SCENE), expected)
+    assert not [w for w in recwarn if "belong to no layer" in str(w.message)]
 
 
 def test_several_loras_add_up(style, eager_pipeline, converted):
