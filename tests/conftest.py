@@ -14,7 +14,7 @@ import pytest
 # Read when the libraries are first imported: no hub, no bars.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
-# OpenVINO reports each conversion to its makers from a forked process unless it runs in CI.
+# nncf and openvino.convert_model report to their makers unless they run in CI.
 os.environ.setdefault("CI", "true")
 
 _PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"

@@ -88,7 +88,7 @@ def test_a_warm_start_neither_converts_nor_loads_weights(folder, without_cache, 
 
     monkeypatch.setattr(sources.FolderSource, "load", refuse)
     monkeypatch.setattr(sources.ModuleSource, "load", refuse)
-    monkeypatch.setattr("openvino.convert_model", refuse)
+    monkeypatch.setattr("openvino.frontend.FrontEnd.convert", refuse)
     monkeypatch.setattr("openvino.Core.compile_model", refuse)
     with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **ALL, cache=folder) as pipe:
         assert draw(pipe, SCENES[0], num_inference_steps=4).tobytes() == without_cache[0]

@@ -17,6 +17,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from diffusers import StableDiffusionXLPipeline
+from openvino.frontend import FrontEnd
 
 import ovtensor
 from ovtensor import Backend
@@ -51,13 +52,15 @@ def scratch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-@pytest.mark.parametrize("stage", ["convert_model", "save_model", "compile_model"])
+@pytest.mark.parametrize(
+    ("owner", "stage"),
+    [(FrontEnd, "convert"), (ov, "save_model"), (ov.Core, "compile_model")],
+)
 def test_any_conversion_or_compilation_may_fail(
-    stage, number, eager_pipeline, eager_pictures, scratch, monkeypatch
+    owner, stage, number, eager_pipeline, eager_pictures, scratch, monkeypatch
 ):
     components, attributes = dict(eager_pipeline.components), set(vars(eager_pipeline))
     calls = []
-    owner = ov.Core if stage == "compile_model" else ov
     works = getattr(owner, stage)
 
     def fails_at_last(*args, **kwargs):

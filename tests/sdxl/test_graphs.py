@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import weakref
 
 import openvino as ov
 import pytest
@@ -12,6 +14,7 @@ from ovtensor.cache import ScratchStore
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir
 from ovtensor.sdxl.events import Events
+from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner
 from ovtensor.sdxl.sources import with_dtype
 from ovtensor.sdxl.spec import Backend
@@ -104,6 +107,41 @@ def test_the_converted_unet_takes_every_size(pipe, compiled_unet, batch, height,
     inputs = unet_inputs(pipe.unet, 500.0, batch, height, width, tokens)
     (expected,) = TorchRunner(graphs.unet_graph(pipe.unet))(*inputs)
     torch.testing.assert_close(compiled_unet(*inputs)[0], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_conversion_leaves_a_module_as_it_was_and_holds_none_of_it(pipe, halves):
+    module = copy.deepcopy(pipe.text_encoder)
+    if halves:
+        module = module.half()
+        widen_the_rest(module)
+    module.train()
+    module.final_layer_norm.eval().requires_grad_(False)
+
+    def state(module) -> list[object]:
+        parts = [(part.training, "forward" in vars(part)) for part in module.modules()]
+        tensors = [(id(p), p.requires_grad, p._version, p.grad) for p in module.parameters()]
+        return [*parts, *tensors]
+
+    before = state(module)
+    model = ir.convert(graphs.text_encoder_graph("text_encoder", module), halves=halves)
+    assert state(module) == before
+    weights = [weakref.ref(parameter) for parameter in module.parameters()]
+    gc.disable()  # weights shall not wait for it
+    try:
+        del module, model
+        assert not [weight for weight in weights if weight() is not None]
+    finally:
+        gc.enable()
+
+
+def test_a_conversion_reports_to_nobody(pipe, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("something is reported")
+
+    for name in ("send_event", "send_error", "send_stack_trace", "start_session"):
+        monkeypatch.setattr(f"openvino_telemetry.Telemetry.{name}", refuse)
+    ir.convert(graphs.vae_encoder_graph(pipe.vae))
 
 
 class _Attention(torch.nn.Module):

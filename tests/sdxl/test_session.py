@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLImg2ImgPipeline
+from openvino.frontend import FrontEnd
 from PIL import Image
 
 import ovtensor
@@ -39,7 +40,7 @@ def compilations(monkeypatch) -> list[str]:
         return call
 
     monkeypatch.setattr(ov.Core, "compile_model", counted("compile", ov.Core.compile_model))
-    monkeypatch.setattr(ov, "convert_model", counted("convert", ov.convert_model))
+    monkeypatch.setattr(FrontEnd, "convert", counted("convert", FrontEnd.convert))
     return seen
 
 
@@ -307,11 +308,10 @@ def test_one_pipeline_is_in_one_session_at_a_time(eager_pipeline):
     assert not hasattr(eager_pipeline, "ovtensor")
 
 
-@pytest.mark.parametrize("stage", ["convert_model", "compile_model"])
-def test_a_failure_while_opening_leaves_nothing_behind(stage, eager_pipeline, monkeypatch):
+@pytest.mark.parametrize(("owner", "stage"), [(FrontEnd, "convert"), (ov.Core, "compile_model")])
+def test_a_failure_while_opening_leaves_nothing_behind(owner, stage, eager_pipeline, monkeypatch):
     components, attributes = dict(eager_pipeline.components), set(vars(eager_pipeline))
     calls = []
-    owner = ov if stage == "convert_model" else ov.Core
     works = getattr(owner, stage)
 
     def fails_the_second_time(*args, **kwargs):

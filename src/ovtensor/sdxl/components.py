@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -165,9 +166,12 @@ class Builder:
                 "reference": verify,
             }
 
+        lasting: list[weakref.ref[Any]] = []
+
         def write(folder: Path) -> None:
             with self._events.stage("load", graph.name):
                 module = source.load(halves or dtype, loras)
+                lasting.append(weakref.ref(module))
                 if halves is not None:
                     widen_the_rest(module)
             # What is kept under these facts has to be made of them.
@@ -182,7 +186,7 @@ class Builder:
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
         if not entry.hit:  # so that torch's weights make room for the compilation
-            give_back()
+            give_back(collect=any(module() is not None for module in lasting))
         seconds = time.perf_counter() - start
         try:
             runner = OpenVINORunner(graph, entry, store, backend, self._events)

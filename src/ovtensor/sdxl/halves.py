@@ -7,16 +7,17 @@ compiled; they are most of an SDXL model. Values are the same: widening is exact
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from openvino.frontend.pytorch import ModuleExtension, patch_model
+from openvino.frontend.pytorch import ModuleExtension
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
 HALVES = (torch.float16, torch.bfloat16)
-_ORIGINAL = "_ovtensor_original_forward"  # where patch_model keeps a layer's own forward
 
 
 def widen_the_rest(module: torch.nn.Module) -> None:
@@ -28,30 +29,38 @@ def widen_the_rest(module: torch.nn.Module) -> None:
                     tensor.data = tensor.data.float()
 
 
-def trace(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> Any:
-    """Trace a module whose linear layers have 16 bits and everything else float32.
+@contextlib.contextmanager
+def linear_in_halves(module: torch.nn.Module) -> Iterator[None]:
+    """Let a module whose linear layers have 16 bits, and all else float32, be traced meanwhile.
 
-    Linear layers are not computed meanwhile: a trace shows nothing but shapes.
+    Linear layers are not computed then: a trace shows nothing but shapes.
     """
-    # The documented way to do this is convert_model(extension=...), which traces by itself, four
-    # times. The operator's name is the one of OpenVINO's own extension for 16-bit models.
-    extensions: Mapping[Any, Any] = {
-        torch.nn.Linear: ModuleExtension(
-            torch.nn.Linear, "ov_ext::linear", convert=_convert, evaluate=_evaluate
-        )
-    }
-    patch_model.patch_model(module, extensions, _ORIGINAL)
+    layers: list[Any] = [part for part in module.modules() if type(part) is torch.nn.Linear]
+    for layer in layers:
+        layer.forward = functools.partial(_forward, layer)
     try:
-        jit: Any = torch.jit.trace
-        return jit(module, examples, check_trace=False, strict=False)
+        yield
     finally:
-        patch_model.unpatch_model(module, _ORIGINAL)
+        for layer in layers:
+            del layer.forward
 
 
-def _convert(layer: Any, target_op: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    result: torch.Tensor = target_op(x, layer.weight, layer.bias)
+def _forward(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    apply: Any = _LinearInHalves.apply
+    result: torch.Tensor = apply(x, layer.weight, layer.bias)
     return result
 
 
-def _evaluate(layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return torch.full((*x.shape[:-1], layer.out_features), 0.5)
+class _LinearInHalves(torch.autograd.Function):
+    """One operator of a trace, for which OpenVINO's decoder takes the extension's.
+
+    Its own ``patch_model`` makes such a class for each layer, and classes wait for a garbage
+    collection, with the weights that they hold.
+    """
+
+    # The operator is the one of OpenVINO's own extension for 16-bit models.
+    target_extension = ModuleExtension(torch.nn.Linear, "ov_ext::linear")
+
+    @staticmethod
+    def forward(_ctx: Any, x: torch.Tensor, weight: torch.Tensor, _bias: Any) -> torch.Tensor:
+        return torch.full((*x.shape[:-1], weight.shape[0]), 0.5)

@@ -11,16 +11,19 @@ import contextlib
 import io
 import signal
 import threading
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from safetensors.torch import load_file, save_file
 
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl.halves import trace as trace_halves
+from ovtensor.sdxl.halves import linear_in_halves
 from ovtensor.sdxl.spec import Backend, core, device_properties
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
 BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 1
+FORMAT = 2
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
@@ -88,26 +91,57 @@ def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
     ):
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
-        examples = tuple(entry.example for entry in graph.inputs)
+        patch = linear_in_halves(graph.module) if halves else contextlib.nullcontext()
         try:
-            # Left to itself, convert_model traces with torch's own check, which runs the module
-            # three times more. The parity check compares what is computed in the end.
-            trace: Any = torch.jit.trace
-            traced = (
-                trace_halves(graph.module, examples)
-                if halves
-                else trace(graph.module, examples, check_trace=False, strict=False)
-            )
-            model = ov.convert_model(
-                traced,
-                example_input=examples,
-                input=[ov.PartialShape(list(entry.shape)) for entry in graph.inputs],
-            )
+            with patch:
+                traced = _traced(graph)
+            model = _translated(graph, traced)
         except Exception as error:
             raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({entry.name})
     return model
+
+
+def _traced(graph: Graph) -> Any:
+    """The TorchScript of a graph, with weights as constants.
+
+    ``torch.jit.trace`` of a module makes a TorchScript module for each of its parts, which takes
+    longer than all the rest; of a function, it keeps the constants until the process ends.
+    """
+
+    def forward(*inputs: torch.Tensor) -> Any:
+        return graph.module(*inputs)
+
+    def unnamed(_: torch.Tensor) -> str:
+        return ""
+
+    # Private, as everything of TorchScript that is neither a module nor a function of its own.
+    create: Any = torch._C._create_graph_by_tracing  # noqa: SLF001
+    strict = force_outplace = False
+    return create(forward, _examples(graph), unnamed, strict, force_outplace)[0]
+
+
+def _translated(graph: Graph, traced: Any) -> ov.Model:
+    """What OpenVINO's frontend for PyTorch makes of a trace.
+
+    ``openvino.convert_model`` does the same, then runs passes that every compilation runs anyway,
+    which takes twice as long, and reports on itself over the network.
+    """
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    # A variable of its own: the frontend calls the decoder and does not keep it alive.
+    script = types.SimpleNamespace(inlined_graph=traced)
+    decoder = TorchScriptPythonDecoder(script, example_input=_examples(graph))
+    loaded = frontend.load(decoder)
+    for index, entry in enumerate(graph.inputs):
+        place = loaded.get_place_by_input_index(index)
+        loaded.set_partial_shape(place, ov.PartialShape(list(entry.shape)))
+    model: ov.Model = frontend.convert(loaded)
+    return model
+
+
+def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:
+    return tuple(entry.example for entry in graph.inputs)
 
 
 def properties(backend: Backend) -> dict[str, Any]:
@@ -245,12 +279,18 @@ def numpy_dtype(example: torch.Tensor) -> np.dtype[np.generic]:
 
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Switch to evaluation, as a conversion does by itself, and back: it may be the caller's."""
+    """Switch to evaluation without gradients, and back: it may be the caller's.
+
+    A constant of a trace cannot want gradients.
+    """
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)
     try:
         yield
     finally:
+        for parameter in wanting:
+            parameter.requires_grad_()
         for part, training in modes.items():
             part.training = training
 
