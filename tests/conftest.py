@@ -17,6 +17,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # nncf and openvino.convert_model report to their makers unless they run in CI.
 os.environ.setdefault("CI", "true")
 
+# Processes side by side that each take all cores wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 

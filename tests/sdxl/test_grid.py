@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +95,51 @@ def test_every_run_is_what_diffusers_draws(
         np.testing.assert_array_equal(one, three)
     for again in runs:  # the first size came back as the last one
         np.testing.assert_array_equal(again[0], again[-1])
+
+
+def digest(split, task, picture, cache=None) -> tuple[str, set[str]]:
+    """Two equal runs in a session of its own, and what its cache had for OpenVINO's components."""
+    unet, vae, text = (Backend(kind, precision="f32") for kind in split)
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(),
+        task=task, unet=unet, vae=vae, text_encoders=text, cache=cache, progress=False,
+    ) as pipe:  # fmt: skip
+        runs = [b"".join(p.tobytes() for p in run(pipe, task, picture)) for _ in range(2)]
+        states = {row.cache for row in pipe.ovtensor.report() if row.backend == "openvino"}
+    assert runs[0] == runs[1]
+    return hashlib.sha256(runs[0]).hexdigest(), states
+
+
+@pytest.mark.parametrize(
+    ("split", "task"),
+    [
+        *((split, "text2img") for split in SPLITS if "openvino" in split),
+        *((("openvino",) * 3, task) for task in ("img2img", "inpaint")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_every_run_is_the_same_with_the_cache_off_cold_warm_and_in_a_fresh_process(
+    split, task, picture, tmp_path
+):
+    picture.save(tmp_path / "picture.png")
+    off, _ = digest(split, task, picture)
+    assert digest(split, task, picture, tmp_path / "cache") == (off, {"miss"})
+    assert digest(split, task, picture, tmp_path / "cache") == (off, {"hit"})
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent / "support"), str(here.parents[1] / "tools")]
+    code = f"""
+        import sys
+        sys.path[:0] = {paths!r}
+        from pathlib import Path
+        from PIL import Image
+        from test_grid import digest
+        folder = Path({str(tmp_path)!r})
+        print(*digest({split!r}, {task!r}, Image.open(folder / "picture.png"), folder / "cache"))
+    """
+    fresh = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert fresh.stdout.split("\n")[-2] == f"{off} {{'hit'}}"
