@@ -1,11 +1,15 @@
-"""Giving freed memory back to the operating system."""
+"""How much memory there is, and giving freed memory back to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import gc
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def give_back(*, collect: bool = True) -> None:
@@ -28,3 +32,35 @@ def _malloc_trim() -> Any:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # not glibc
         return None
+
+
+@functools.cache
+def memory_limit() -> int:
+    """Bytes that this process can have: the machine's, or fewer if its control group says so."""
+    import psutil
+
+    machine: int = psutil.virtual_memory().total
+    return min([machine, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """The limits of the Linux control groups around this process, of version 1 or 2."""
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mounted = Path("/sys/fs/cgroup", controllers)
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        # In a container the path can be that of a group whose files are seen at the root.
+        groups = [mounted / path.lstrip("/"), mounted]
+        for group in {*groups, *groups[0].parents}:
+            if (text := _text(group / file).strip()).isdigit():  # "max" is none
+                yield int(text)
+
+
+def _text(path: Path) -> str:
+    """The text of a file, or nothing where there is no such file or it is not for us."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -15,7 +15,7 @@ from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
-from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner
+from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
 from ovtensor.sdxl.sources import with_dtype
 from ovtensor.sdxl.spec import Backend
 from sdxl_scenes import load
@@ -37,7 +37,7 @@ def compiled(graph, precision="f32"):
     entry = store.open(
         {}, lambda folder: ir.write(graph, backend, folder, refer=False, halves=False)
     )
-    return OpenVINORunner(graph, entry, store, backend, Events(None))
+    return OpenVINORunner(graph, entry, store, backend, Events(None), Turns())
 
 
 @pytest.fixture(scope="module")

@@ -64,3 +64,49 @@ def test_ten_sessions_leave_nothing_behind(tmp_path):
     assert min(inside) > before + 0.8 * size  # it was there
     assert max(after) < before + max(0.1 * before, 100 * MEGABYTE)
     assert after[-1] < after[1] + 20 * MEGABYTE
+
+
+# How far anonymous memory rises above an open session's, when a picture is decoded and after it,
+# with and without turns.
+_TURNS = """
+    import sys, ovtensor
+    from ovtensor import Backend
+    from ovtensor.sdxl.runners import OpenVINORunner, Turns
+
+    def anonymous():
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+
+    f32 = Backend("openvino", precision="f32")
+    kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False)
+    decoded = []
+    for keeps in (False, True):
+        if keeps:
+            OpenVINORunner.rest = lambda _runner: None
+        with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds) as pipe:
+            infer = pipe.vae.decoder.forward
+
+            def watched(*args, infer=infer, **kwargs):
+                pixels = infer(*args, **kwargs)
+                decoded.append(anonymous())
+                return pixels
+
+            pipe.vae.decoder.forward = watched
+            before = anonymous()
+            picture = pipe("a circle", height=512, width=512, num_inference_steps=1).images[0]
+            print(decoded.pop() - before, anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_components_compute_in_turns():
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_TURNS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    in_turns, after, together, kept = map(int, result.stdout.split()[-4:])
+    assert together - in_turns > 10 * MEGABYTE  # what the UNet computes in
+    assert kept - after > 100 * MEGABYTE  # what the decoder computes in

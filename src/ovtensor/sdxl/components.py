@@ -12,12 +12,18 @@ import torch
 from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError, ModelError
-from ovtensor.sdxl import graphs, ir
+from ovtensor.sdxl import graphs, ir, mapped
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.report import ComponentReport, Report
-from ovtensor.sdxl.runners import DeferredRunner, OpenVINORunner, Runner, RunnerStats, TorchRunner
+from ovtensor.sdxl.runners import (
+    DeferredRunner,
+    OpenVINORunner,
+    Runner,
+    RunnerStats,
+    TorchRunner,
+)
 from ovtensor.sdxl.spec import Backend, torch_dtype
 from ovtensor.sdxl.stand_ins import TextEncoderStandIn, UNetStandIn, guarded_vae, vae_stand_in
 
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
     from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.lora import Lora
+    from ovtensor.sdxl.runners import Turns
     from ovtensor.sdxl.sources import Source
 
     class Run(Protocol):
@@ -57,6 +64,7 @@ class Builder:
         loras: Sequence[Lora],
         store: Store,
         events: Events,
+        turns: Turns,
         verify: bool | None,
         undo: contextlib.ExitStack,
     ) -> None:
@@ -67,6 +75,7 @@ class Builder:
         self._events = events
         self._verify = verify
         self._undo = undo
+        self._turns = turns
         self._precisions: dict[str, str] = {}
         self._stats: dict[str, list[Callable[[], RunnerStats]]] = {}
         undo.callback(self._sources.clear)  # they may hold modules, and this outlives them
@@ -163,6 +172,7 @@ class Builder:
                 "precision": backend.precision,
                 "compression": backend.weights,
                 "halves": str(halves),
+                "mapped": mapped.stay_mapped(graph, backend),
                 "reference": verify,
             }
 
@@ -189,7 +199,7 @@ class Builder:
             give_back(collect=any(module() is not None for module in lasting))
         seconds = time.perf_counter() - start
         try:
-            runner = OpenVINORunner(graph, entry, store, backend, self._events)
+            runner = OpenVINORunner(graph, entry, store, backend, self._events, self._turns)
             runner.stats.convert_seconds = seconds
             if entry.key:
                 runner.stats.cache = "hit" if entry.hit else "miss"

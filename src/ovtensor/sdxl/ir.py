@@ -20,9 +20,11 @@ import openvino as ov
 import torch
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ovtensor.errors import ComponentError
+from ovtensor.sdxl import mapped
 from ovtensor.sdxl.halves import linear_in_halves
 from ovtensor.sdxl.spec import Backend, core, device_properties
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
 BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 2
+FORMAT = 3
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
@@ -63,9 +65,11 @@ def write(graph: Graph, backend: Backend, folder: Path, *, refer: bool, halves: 
     if backend.weights == "int8":
         model = _with_int8_weights(model)
     try:
+        if mapped.stay_mapped(graph, backend):
+            mapped.take_out(model, folder)
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ComponentError(
             f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "
             f"disk is full: {error}"
@@ -214,10 +218,11 @@ def _compiled(
     try:
         model = core().read_model(folder / MODEL)
         if shapes is not None:
+            given_first = model.inputs[: len(shapes)]  # weights that stay mapped follow
             model.reshape(
                 {
                     port: ov.PartialShape(list(shape))
-                    for port, shape in zip(model.inputs, shapes, strict=True)
+                    for port, shape in zip(given_first, shapes, strict=True)
                 }
             )
         compiled = core().compile_model(model, backend.device, dict(given))

@@ -30,16 +30,17 @@ _STATE = "_ovtensor_lent"
 class _State:
     """Shared by a lent pipeline and the copies of it that run."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, ended: Callable[[], None]) -> None:
         self.events = events
+        self.ended = ended  # called after each call
         self.busy = threading.Lock()  # held while a call runs on the pipeline itself
         self.copies: dict[int, Any] = {}  # on which other calls run, by identity
 
 
-def lend(pipe: Any, events: Events) -> Callable[[], None]:
-    """Make the calls of a pipeline safe and watched; the result undoes that."""
+def lend(pipe: Any, events: Events, ended: Callable[[], None]) -> Callable[[], None]:
+    """Make a pipeline's calls safe and watched, ``ended`` after each; the result undoes that."""
     own: Any = type(pipe)
-    pipe.__dict__[_STATE] = _State(events)
+    pipe.__dict__[_STATE] = _State(events, ended)
     pipe.__class__ = _lent_class(own)
 
     def give_back() -> None:
@@ -74,12 +75,14 @@ class _Lent:
                 return _run(self._own_class, self, state.events, args, kwargs)
             finally:
                 state.busy.release()
+                state.ended()
         other = copied(self)
         state.copies[id(other)] = other
         try:
             return _run(self._own_class, other, state.events, args, kwargs)
         finally:
             del state.copies[id(other)]
+            state.ended()
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Let the pipeline's own check of its arguments raise this library's ``InputError``."""

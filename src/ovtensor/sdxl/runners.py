@@ -7,6 +7,7 @@ tensors that belong to the caller: no later call writes to them.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import threading
 import time
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 
 from ovtensor._convert import to_numpy
+from ovtensor._memory import give_back
 from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl import ir
+from ovtensor.sdxl import ir, mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import openvino as ov
 
@@ -132,11 +134,39 @@ class DeferredRunner:
                 self._runner = None
 
 
+class Turns:
+    """What the compiled models of a session compute in, which only the last one called keeps.
+
+    A pipeline's components run one after another, and at 1024 pixels both the UNet and the VAE's
+    decoder need gigabytes for what lies between their layers.
+
+    Threads that race for a turn need no lock: what a model computes in goes earlier or later then,
+    and never while it runs.
+    """
+
+    def __init__(self) -> None:
+        self._last: OpenVINORunner | None = None
+
+    def take(self, runner: OpenVINORunner) -> None:
+        """Have the runner that was called before ``runner`` give back what it computed in."""
+        last, self._last = self._last, runner
+        if last is not None and last is not runner:
+            last.rest()
+
+    def end(self) -> None:
+        """Have it give that back without another to follow, to the system."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.rest()
+            give_back(collect=False)
+
+
 class _Requests:
     """A compiled model and its idle requests; each call takes one for itself."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, compiled: ov.CompiledModel, weights: Mapping[str, ov.Tensor]) -> None:
         self._compiled = compiled
+        self._weights = weights
         self._idle: collections.deque[ov.InferRequest] = collections.deque()
 
     def infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -144,11 +174,17 @@ class _Requests:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
+            for name, tensor in self._weights.items():
+                request.set_tensor(name, tensor)
         # Results are copied out of the request's memory: the caller owns them. If this raises, the
         # request is dropped and not pooled: nothing is known of the state it is in.
-        results = request.infer(arrays, share_inputs=True, share_outputs=False)
+        results = request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=False)
         self._idle.append(request)
         return [results[index] for index in range(len(results))]
+
+    def rest(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it runs, and needs that memory
+            self._compiled.release_memory()
 
 
 class OpenVINORunner:
@@ -165,16 +201,27 @@ class OpenVINORunner:
     """
 
     def __init__(
-        self, graph: Graph, entry: Entry, store: Store, backend: Backend, events: Events
+        self,
+        graph: Graph,
+        entry: Entry,
+        store: Store,
+        backend: Backend,
+        events: Events,
+        turns: Turns,
     ) -> None:
         self.name = graph.name
         self.backend = backend
-        self.stats = RunnerStats(weight_bytes=(entry.folder / ir.WEIGHTS).stat().st_size)
+        files = [entry.folder / name for name in (ir.WEIGHTS, mapped.WEIGHTS)]
+        self.stats = RunnerStats(
+            weight_bytes=sum(path.stat().st_size for path in files if path.exists())
+        )
+        self._weights = mapped.tensors(entry.folder)
         self._shortest_keys = graph.shortest_keys
         self._dtypes = [ir.numpy_dtype(entry.example) for entry in graph.inputs]
         self._entry = entry
         self._store = store
         self._events = events
+        self._turns = turns
         self._changing = threading.Lock()  # of what is below, and of the counts
         self._compiled: collections.OrderedDict[object, _Requests] = collections.OrderedDict()
         self._closed = False
@@ -197,6 +244,7 @@ class OpenVINORunner:
         ]
         shapes = tuple(array.shape for array in arrays) if self.backend.static_shapes else None
         requests = self._requests_for(shapes)
+        self._turns.take(self)
         try:
             results = requests.infer(arrays)
         except RuntimeError as error:
@@ -208,11 +256,19 @@ class OpenVINORunner:
             self.stats.inferences += 1
         return tuple(torch.from_numpy(result) for result in results)
 
+    def rest(self) -> None:
+        """Give back what it computed in; the next call takes it anew."""
+        with self._changing:
+            compiled = list(self._compiled.values())
+        for requests in compiled:
+            requests.rest()
+
     def close(self) -> None:
         """See :class:`Runner`."""
         with self._changing:
             self._closed = True
             self._compiled.clear()
+            self._weights = {}
         self._entry.close()
 
     def _requests_for(self, shapes: tuple[tuple[int, ...], ...] | None) -> _Requests:
@@ -228,7 +284,7 @@ class OpenVINORunner:
             self.stats.compile_seconds += time.perf_counter() - start
             self.stats.compiles += 1
             self.stats.execution_devices = tuple(ir.execution_devices(compiled))
-            self._compiled[shapes] = _Requests(compiled)
+            self._compiled[shapes] = _Requests(compiled, self._weights)
             if len(self._compiled) > STATIC_SHAPES:
                 self._compiled.popitem(last=False)
             return self._compiled[shapes]

@@ -23,6 +23,7 @@ from ovtensor.sdxl.components import COMPONENTS, Builder
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.lent import copied, lend
 from ovtensor.sdxl.loading import check_pipeline, load_pipeline, model_folder
+from ovtensor.sdxl.runners import Turns
 from ovtensor.sdxl.sources import ModuleSource, Source, folder_sources
 from ovtensor.sdxl.spec import Backend, torch_dtype
 from ovtensor.sdxl.stand_ins import ClosedComponent
@@ -148,11 +149,12 @@ class Session(Generic[Pipe]):
             )
             pipe.ovtensor = self
             undo.callback(delattr, pipe, "ovtensor")
-            undo.callback(lend(pipe, self._events))
+            turns = Turns()
+            undo.callback(lend(pipe, self._events, turns.end))
             self._pipe = weakref.ref(pipe)
             undo.callback(self._close_clones)
             self._builder = builder = Builder(
-                self._backends, sources, loras, self._store, self._events, self._verify, undo
+                self._backends, sources, loras, self._store, self._events, turns, self._verify, undo
             )
             for name in sources:
                 original = getattr(pipe, name)

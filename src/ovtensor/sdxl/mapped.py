@@ -1,0 +1,87 @@
+"""Weights that stay in their file: inputs of a graph, and not constants.
+
+OpenVINO's CPU plugin copies the constant weights of linear layers into memory of its own, in the
+precision of the arithmetic: 10 GB for the UNet of SDXL in float32. Weights that are inputs it reads
+where they are, in this case in pages of a file, which the operating system can drop and read again;
+it widens and packs them one layer at a time, as long as that layer runs. So the first inference has
+nothing to pack, and every one packs: that takes a tenth of a step of a small UNet at 512 pixels and
+less of a large one at 1024 (``benchmarks/RESULTS.md``).
+
+Convolutions need their weights as constants.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import openvino as ov
+from openvino import opset13
+from safetensors.torch import load_file, save_file
+
+from ovtensor._convert import to_openvino, to_torch
+from ovtensor._memory import memory_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ovtensor.sdxl.graphs import Graph
+    from ovtensor.sdxl.spec import Backend
+
+WEIGHTS = "linear.safetensors"
+
+
+def stay_mapped(graph: Graph, backend: Backend) -> bool:
+    """Whether the weights of ``graph`` are taken out of it for ``backend``.
+
+    Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
+    UNet runs at every step: its weights are if their copies would take over a third of the memory.
+    In bfloat16, where the copies are half as large, it has not been tried.
+    """
+    if backend.device != "CPU" or backend.precision != "f32" or backend.weights is not None:
+        return False
+    size = 4 * sum(parameter.numel() for parameter in graph.module.parameters())
+    return graph.name != "unet" or size > memory_limit() / 3
+
+
+def take_out(model: ov.Model, folder: Path) -> None:
+    """Turn the weights of ``model``'s linear layers into further inputs, and write them.
+
+    ``model`` may be compiled for any shapes of its own inputs afterwards.
+    """
+    weights = {f"weight.{index}": node for index, node in enumerate(_linear_weights(model))}
+    views = {name: to_torch(node, copy=False) for name, node in weights.items()}
+    save_file(views, folder / WEIGHTS)
+    inputs = []
+    for name, node in weights.items():
+        rows = node.shape[0]
+        # For an input of known size the plugin sets memory aside. Of the rows it has to know the
+        # number, which is that of the bias.
+        given = opset13.parameter([rows, -1], node.get_element_type())
+        given.output(0).get_tensor().set_names({name})
+        (target,) = node.output(0).get_target_inputs()
+        target.replace_source_output(given.output(0))
+        inputs.append(given)
+    model.add_parameters(inputs)
+    model.validate_nodes_and_infer_types()
+
+
+def tensors(folder: Path) -> dict[str, ov.Tensor]:
+    """What :func:`take_out` wrote, by the names of the inputs, mapped from the file."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        return {}
+    return {name: to_openvino(tensor, copy=False) for name, tensor in load_file(path).items()}
+
+
+def _linear_weights(model: ov.Model) -> Iterator[ov.Node]:
+    """The constants that one linear layer multiplies by, as stored or widened."""
+    for layer in model.get_ordered_ops():
+        if layer.get_type_name() != "MatMul" or not layer.get_attributes()["transpose_b"]:
+            continue
+        node = layer.input_value(1).get_node()
+        if node.get_type_name() == "Convert" and len(node.output(0).get_target_inputs()) == 1:
+            node = node.input_value(0).get_node()
+        tied = len(node.output(0).get_target_inputs()) != 1
+        if node.get_type_name() == "Constant" and len(node.shape) == 2 and not tied:
+            yield node

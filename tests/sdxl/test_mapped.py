@@ -1,0 +1,164 @@
+"""Weights of linear layers stay in their file where OpenVINO would keep wide copies of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ovtensor
+from ovtensor import Backend
+from ovtensor.sdxl import graphs, ir, mapped
+from sdxl_scenes import SCENES, draw, load
+
+MAPS = Path("/proc/self/maps")
+F32 = Backend("openvino", precision="f32")
+ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
+
+
+def mapped_files():
+    return sum(mapped.WEIGHTS in line for line in MAPS.read_text().splitlines())
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """Little enough memory for the embedded UNet to be a large one."""
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 2**20)
+
+
+@pytest.mark.parametrize(
+    ("backend", "stay"),
+    [
+        (F32, True),
+        (Backend("openvino", precision="bf16"), False),
+        (Backend("openvino", precision="f32", weights="int8"), False),
+        (Backend("openvino", "GPU", precision="f32"), False),
+        (Backend("openvino", "AUTO:CPU", precision="f32"), False),
+    ],
+)
+def test_where_they_stay(backend, stay, monkeypatch):
+    pipe = load()
+    encoder = graphs.text_encoder_graph("text_encoder", pipe.text_encoder)
+    unet = graphs.unet_graph(pipe.unet)
+    size = sum(parameter.nbytes for parameter in pipe.unet.parameters())
+    assert mapped.stay_mapped(encoder, backend) is stay
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 3 * size)
+    assert mapped.stay_mapped(unet, backend) is False
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 3 * size - 3)
+    assert mapped.stay_mapped(unet, backend) is stay
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_pictures_are_those_of_constants(static, monkeypatch):
+    backend = Backend("openvino", precision="f32", static_shapes=static)
+    pictures = []
+    for limit in (2**20, 2**40):
+        monkeypatch.setattr(mapped, "memory_limit", lambda limit=limit: limit)
+        with ovtensor.split_backends(load(), unet=backend, vae=F32, text_encoders=F32) as pipe:
+            pictures.append(draw(pipe, SCENES[0], num_inference_steps=4))
+    # Sums in another order: no value was seen to differ by more than one level.
+    difference = np.abs(pictures[0].astype(int) - pictures[1].astype(int))
+    assert difference.max() <= 1
+
+
+@pytest.mark.usefixtures("scarce")
+def test_all_linear_layers_are_taken_out(tmp_path):
+    pipe = load()
+    layers = [part for part in pipe.unet.modules() if isinstance(part, torch.nn.Linear)]
+    kinds = {"unet": F32, "vae": "torch", "text_encoders": "torch", "progress": False}
+    with ovtensor.split_backends(pipe, cache=tmp_path, **kinds) as lent:
+        row = lent.ovtensor.report().to_dict()["unet"]
+    (folder,) = (path.parent for path in tmp_path.rglob(ir.MODEL))
+    weights = mapped.tensors(folder)
+    assert len(weights) == len(layers)
+    assert sum(weight.byte_size for weight in weights.values()) == sum(
+        layer.weight.nbytes for layer in layers
+    )
+    assert row["weight_bytes"] == sum(
+        (folder / name).stat().st_size for name in (ir.WEIGHTS, mapped.WEIGHTS)
+    )
+
+
+@pytest.mark.usefixtures("scarce")
+def test_size_and_run_change_as_with_constants(tmp_path):
+    """Cold and warm, at other sizes and batches in between, in threads: the same bytes."""
+
+    def drawn(pipe):
+        first = draw(pipe, SCENES[0], num_inference_steps=2)
+        draw(pipe, SCENES[1], num_inference_steps=1, height=96, width=64)
+        draw(pipe, SCENES[1], num_inference_steps=1, guidance_scale=1.0)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            others = [pool.submit(draw, pipe, SCENES[0], num_inference_steps=2) for _ in range(3)]
+        return [first, *(other.result() for other in others)]
+
+    pictures = []
+    for state in ("miss", "hit"):
+        with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), cache=tmp_path, **ALL) as pipe:
+            pictures += drawn(pipe)
+            assert {row.cache for row in pipe.ovtensor.report()} == {state}
+    for picture in pictures[1:]:
+        np.testing.assert_array_equal(picture, pictures[0])
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's /proc")
+@pytest.mark.usefixtures("scarce")
+def test_nothing_is_mapped_after_the_block():
+    before = mapped_files()
+    with ovtensor.split_backends(load(), **ALL) as pipe:
+        picture = draw(pipe, SCENES[0], num_inference_steps=1)
+        assert mapped_files() >= before + 4
+    assert mapped_files() == before
+    assert picture.std() > 0
+
+
+# What a picture takes with a UNet of 130 MB, most of it in linear layers.
+_MEMORY = """
+    import sys, torch, ovtensor
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from ovtensor import Backend
+    from ovtensor.sdxl import mapped
+
+    def anonymous():
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+
+    own = StableDiffusionXLPipeline.from_pretrained(ovtensor.tiny_sdxl_path())
+    config = {
+        **own.unet.config,
+        "block_out_channels": (32, 64, 256),
+        "attention_head_dim": 16,
+        "norm_num_groups": 16,
+        "transformer_layers_per_block": (1, 1, 5),
+        "layers_per_block": 1,
+    }
+    own.unet = UNet2DConditionModel.from_config(config).eval()
+    linear = [part.weight for part in own.unet.modules() if isinstance(part, torch.nn.Linear)]
+    print(sum(weight.nbytes for weight in linear))
+    kinds = dict(unet=Backend("openvino", precision="f32"), vae="torch", text_encoders="torch")
+    for limit in (2**20, 2**40):
+        mapped.memory_limit = lambda: limit
+        with ovtensor.split_backends(own, **kinds, progress=False) as pipe:
+            pipe("a small red circle", num_inference_steps=1)
+            drawn = anonymous()
+        print(drawn - anonymous())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_they_take_no_memory_that_cannot_be_dropped():
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_MEMORY)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    linear, inputs, constants = map(int, result.stdout.split()[-3:])
+    assert linear > 75 * 2**20
+    assert constants - inputs > 0.8 * linear
