@@ -257,10 +257,13 @@ class OpenVINORunner:
         return tuple(torch.from_numpy(result) for result in results)
 
     def rest(self) -> None:
-        """Give back what it computed in; the next call takes it anew."""
-        with self._changing:
-            compiled = list(self._compiled.values())
-        for requests in compiled:
+        """Give back what it computed in; the next call takes it anew.
+
+        With static shapes it keeps it: OpenVINO does not allocate it a second time then, and the
+        next inference would fail.
+        """
+        requests = None if self.backend.static_shapes else self._compiled.get(None)
+        if requests is not None:
             requests.rest()
 
     def close(self) -> None:
