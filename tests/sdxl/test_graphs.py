@@ -34,9 +34,8 @@ def pipe():
 def compiled(graph, precision="f32"):
     backend = Backend("openvino", precision=precision)
     store = ScratchStore()
-    entry = store.open(
-        {}, lambda folder: ir.write(graph, backend, folder, refer=False, halves=False)
-    )
+    options = {"refer": False, "halves": False, "stay_mapped": False}
+    entry = store.open({}, lambda folder: ir.write(graph, backend, folder, **options))
     return OpenVINORunner(graph, entry, store, backend, Events(None), Turns())
 
 

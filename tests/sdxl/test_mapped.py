@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 import ovtensor
+from child import needs_proc, numbers
 from ovtensor import Backend
 from ovtensor.sdxl import graphs, ir, mapped
 from sdxl_scenes import SCENES, draw, load
@@ -62,9 +60,10 @@ def test_pictures_are_those_of_constants(static, monkeypatch):
         monkeypatch.setattr(mapped, "memory_limit", lambda limit=limit: limit)
         with ovtensor.split_backends(load(), unet=backend, vae=F32, text_encoders=F32) as pipe:
             pictures.append(draw(pipe, SCENES[0], num_inference_steps=4))
-    # Sums in another order: no value was seen to differ by more than one level.
+    # No byte was seen to differ; but sums in another order can tip a value on the edge.
     difference = np.abs(pictures[0].astype(int) - pictures[1].astype(int))
     assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
 
 
 @pytest.mark.usefixtures("scarce")
@@ -106,7 +105,7 @@ def test_size_and_run_change_as_with_constants(tmp_path):
         np.testing.assert_array_equal(picture, pictures[0])
 
 
-@pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's /proc")
+@needs_proc
 @pytest.mark.usefixtures("scarce")
 def test_nothing_is_mapped_after_the_block():
     before = mapped_files()
@@ -117,16 +116,12 @@ def test_nothing_is_mapped_after_the_block():
     assert picture.std() > 0
 
 
-# What a picture takes with a UNet of 130 MB, most of it in linear layers.
+# What a picture takes with a UNet that has 100 MB in linear layers.
 _MEMORY = """
-    import sys, torch, ovtensor
+    import torch, ovtensor
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from ovtensor import Backend
     from ovtensor.sdxl import mapped
-
-    def anonymous():
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
 
     own = StableDiffusionXLPipeline.from_pretrained(ovtensor.tiny_sdxl_path())
     config = {
@@ -150,15 +145,8 @@ _MEMORY = """
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_they_take_no_memory_that_cannot_be_dropped():
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_MEMORY)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    linear, inputs, constants = map(int, result.stdout.split()[-3:])
-    assert linear > 75 * 2**20
+    linear, inputs, constants = numbers(_MEMORY, 3)
+    assert linear > 90 * 2**20
     assert constants - inputs > 0.8 * linear

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
-import pytest
+from child import needs_proc, numbers
 
 MEGABYTE = 2**20
 
@@ -46,19 +41,9 @@ _SESSIONS = """
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_ten_sessions_leave_nothing_behind(tmp_path):
-    result = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-c", textwrap.dedent(_SESSIONS)),
-            *(str(tmp_path / "model"), str(tmp_path / "cache")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    size, before, *rest = map(int, result.stdout.split()[-22:])
+    size, before, *rest = numbers(_SESSIONS, 22, tmp_path / "model", tmp_path / "cache")
     inside, after = rest[:10], rest[10:]
     assert size > 100 * MEGABYTE
     assert min(inside) > before + 0.8 * size  # it was there
@@ -69,13 +54,9 @@ def test_ten_sessions_leave_nothing_behind(tmp_path):
 # How far anonymous memory rises above an open session's, when a picture is decoded and after it,
 # with and without turns.
 _TURNS = """
-    import sys, ovtensor
+    import ovtensor
     from ovtensor import Backend
-    from ovtensor.sdxl.runners import OpenVINORunner, Turns
-
-    def anonymous():
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+    from ovtensor.sdxl.runners import OpenVINORunner
 
     f32 = Backend("openvino", precision="f32")
     kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False)
@@ -93,20 +74,13 @@ _TURNS = """
 
             pipe.vae.decoder.forward = watched
             before = anonymous()
-            picture = pipe("a circle", height=512, width=512, num_inference_steps=1).images[0]
+            pipe("a circle", height=512, width=512, num_inference_steps=1)
             print(decoded.pop() - before, anonymous() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_components_compute_in_turns():
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_TURNS)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    in_turns, after, together, kept = map(int, result.stdout.split()[-4:])
+    in_turns, after, together, kept = numbers(_TURNS, 4)
     assert together - in_turns > 10 * MEGABYTE  # what the UNet computes in
     assert kept - after > 100 * MEGABYTE  # what the decoder computes in

@@ -17,13 +17,7 @@ from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.report import ComponentReport, Report
-from ovtensor.sdxl.runners import (
-    DeferredRunner,
-    OpenVINORunner,
-    Runner,
-    RunnerStats,
-    TorchRunner,
-)
+from ovtensor.sdxl.runners import DeferredRunner, OpenVINORunner, Runner, RunnerStats, TorchRunner
 from ovtensor.sdxl.spec import Backend, torch_dtype
 from ovtensor.sdxl.stand_ins import TextEncoderStandIn, UNetStandIn, guarded_vae, vae_stand_in
 
@@ -165,6 +159,7 @@ class Builder:
         dtype = torch_dtype(backend.precision)
         # LoRAs are added in float32, and a reference is what torch computes with these weights.
         halves = None if rounded or verify or loras else source.halves
+        stay_mapped = mapped.stay_mapped(graph, backend)
         facts = self._facts(name, loras)
         if facts is not None:
             facts |= {
@@ -172,7 +167,7 @@ class Builder:
                 "precision": backend.precision,
                 "compression": backend.weights,
                 "halves": str(halves),
-                "mapped": mapped.stay_mapped(graph, backend),
+                "mapped": stay_mapped,
                 "reference": verify,
             }
 
@@ -191,7 +186,14 @@ class Builder:
                     f"nobody writes to them, and try again"
                 )
             with self._events.stage("convert", graph.name):
-                ir.write(make(module), backend, folder, refer=verify, halves=halves is not None)
+                ir.write(
+                    make(module),
+                    backend,
+                    folder,
+                    refer=verify,
+                    halves=halves is not None,
+                    stay_mapped=stay_mapped,
+                )
 
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")

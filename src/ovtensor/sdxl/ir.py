@@ -44,10 +44,19 @@ FORMAT = 3
 _tracing = threading.Lock()
 
 
-def write(graph: Graph, backend: Backend, folder: Path, *, refer: bool, halves: bool) -> None:
+def write(
+    graph: Graph,
+    backend: Backend,
+    folder: Path,
+    *,
+    refer: bool,
+    halves: bool,
+    stay_mapped: bool,
+) -> None:
     """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
 
-    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`.
+    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
+    ``stay_mapped`` their weights become inputs: see :mod:`.mapped`.
 
     Raises
     ------
@@ -65,7 +74,7 @@ def write(graph: Graph, backend: Backend, folder: Path, *, refer: bool, halves: 
     if backend.weights == "int8":
         model = _with_int8_weights(model)
     try:
-        if mapped.stay_mapped(graph, backend):
+        if stay_mapped:
             mapped.take_out(model, folder)
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)

@@ -4,8 +4,8 @@ OpenVINO's CPU plugin copies the constant weights of linear layers into memory o
 precision of the arithmetic: 10 GB for the UNet of SDXL in float32. Weights that are inputs it reads
 where they are, in this case in pages of a file, which the operating system can drop and read again;
 it widens and packs them one layer at a time, as long as that layer runs. So the first inference has
-nothing to pack, and every one packs: that takes a tenth of a step of a small UNet at 512 pixels and
-less of a large one at 1024 (``benchmarks/RESULTS.md``).
+nothing to pack, and every one packs: at 512 pixels that took a tenth of a step of a small UNet, and
+of one of full size nothing that showed on a busy host (``benchmarks/RESULTS.md``).
 
 Convolutions need their weights as constants.
 """
