@@ -34,8 +34,9 @@ def scarce(monkeypatch):
     ("backend", "stay"),
     [
         (F32, True),
-        (Backend("openvino", precision="bf16"), False),
+        (Backend("openvino", precision="f16"), False),
         (Backend("openvino", precision="f32", weights="int8"), False),
+        (Backend("openvino", precision="bf16", weights="int8"), False),
         (Backend("openvino", "GPU", precision="f32"), False),
         (Backend("openvino", "AUTO:CPU", precision="f32"), False),
     ],
@@ -50,6 +51,13 @@ def test_where_they_stay(backend, stay, monkeypatch):
     assert mapped.stay_mapped(unet, backend) is False
     monkeypatch.setattr(mapped, "memory_limit", lambda: 3 * size - 3)
     assert mapped.stay_mapped(unet, backend) is stay
+
+
+def test_in_bf16_the_unet_s_stay_whatever_the_memory(monkeypatch):
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 2**40)
+    unet = graphs.unet_graph(load().unet)
+    assert mapped.stay_mapped(unet, Backend("openvino", precision="bf16"))
+    assert not mapped.stay_mapped(unet, F32)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])

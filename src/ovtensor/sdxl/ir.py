@@ -23,6 +23,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.halves import linear_in_halves
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
 BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 3
+FORMAT = 4
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
@@ -109,6 +110,7 @@ def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
             with patch:
                 traced = _traced(graph)
             model = _translated(graph, traced)
+            _drop_ones(model)
         except Exception as error:
             raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
@@ -151,6 +153,30 @@ def _translated(graph: Graph, traced: Any) -> ov.Model:
         loaded.set_partial_shape(place, ov.PartialShape(list(entry.shape)))
     model: ov.Model = frontend.convert(loaded)
     return model
+
+
+def _drop_ones(model: ov.Model) -> None:
+    """Take out multiplications by one and divisions by it, which change no value.
+
+    diffusers divides by scales that are one, and ``a + b`` arrives as ``a + 1 * b``. Where they
+    follow a linear layer whose weights are an input, OpenVINO merges them into its sum in a way
+    that only its slowest kernel computes: 20 times as long as another in bf16.
+    """
+    for node in model.get_ops():
+        name = node.get_type_name()
+        if name == "Multiply" and _is_one(node.input_value(0)):
+            node.output(0).replace(node.input_value(1))
+        elif name in ("Multiply", "Divide") and _is_one(node.input_value(1)):
+            node.output(0).replace(node.input_value(0))
+
+
+def _is_one(value: ov.Output) -> bool:
+    node = value.get_node()
+    while node.get_type_name() in ("Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    # Of no dimension, so that it broadcasts nothing.
+    scalar = node.get_type_name() == "Constant" and node.shape == []
+    return scalar and float(to_numpy(node)) == 1
 
 
 def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:

@@ -4,8 +4,9 @@ OpenVINO's CPU plugin copies the constant weights of linear layers into memory o
 precision of the arithmetic: 10 GB for the UNet of SDXL in float32. Weights that are inputs it reads
 where they are, in this case in pages of a file, which the operating system can drop and read again;
 it widens and packs them one layer at a time, as long as that layer runs. So the first inference has
-nothing to pack, and every one packs: at 512 pixels that took a tenth of a step of a small UNet, and
-of one of full size nothing that showed on a busy host (``benchmarks/RESULTS.md``).
+nothing to pack, and every one packs. That is a matter of a few percent of a step at most, but for
+float32 on CPUs with no more than AVX2, where it took a tenth of a small UNet's at 512 pixels
+(``benchmarks/RESULTS.md``).
 
 Convolutions need their weights as constants.
 """
@@ -35,13 +36,15 @@ def stay_mapped(graph: Graph, backend: Backend) -> bool:
     """Whether the weights of ``graph`` are taken out of it for ``backend``.
 
     Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
-    UNet runs at every step: its weights are if their copies would take over a third of the memory.
-    In bfloat16, where the copies are half as large, it has not been tried.
+    UNet runs at every step. In bfloat16 its weights are too, which costs next to nothing; in
+    float32 they are if their copies would take over a third of the memory.
     """
-    if backend.device != "CPU" or backend.precision != "f32" or backend.weights is not None:
+    if backend.device != "CPU" or backend.weights is not None:
         return False
+    if backend.precision == "bf16":
+        return True
     size = 4 * sum(parameter.numel() for parameter in graph.module.parameters())
-    return graph.name != "unet" or size > memory_limit() / 3
+    return backend.precision == "f32" and (graph.name != "unet" or size > memory_limit() / 3)
 
 
 def take_out(model: ov.Model, folder: Path) -> None:
