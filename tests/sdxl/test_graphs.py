@@ -10,14 +10,15 @@ import openvino as ov
 import pytest
 import torch
 
+from ovtensor import to_numpy
 from ovtensor.cache import ScratchStore
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl import graphs, ir
+from ovtensor.sdxl import graphs, ir, mapped
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
 from ovtensor.sdxl.sources import with_dtype
-from ovtensor.sdxl.spec import Backend
+from ovtensor.sdxl.spec import Backend, core
 from sdxl_scenes import load
 
 needs_bf16 = pytest.mark.skipif(
@@ -106,6 +107,57 @@ def test_the_converted_unet_takes_every_size(pipe, compiled_unet, batch, height,
     inputs = unet_inputs(pipe.unet, 500.0, batch, height, width, tokens)
     (expected,) = TorchRunner(graphs.unet_graph(pipe.unet))(*inputs)
     torch.testing.assert_close(compiled_unet(*inputs)[0], expected, rtol=0, atol=2e-5)
+
+
+def origin(node):
+    while node.get_type_name() in ("Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    return node
+
+
+def test_nothing_is_multiplied_by_one_or_divided_by_it(pipe):
+    for make, module in [
+        (graphs.unet_graph, pipe.unet),
+        (graphs.vae_decoder_graph, pipe.vae),
+        (lambda encoder: graphs.text_encoder_graph("text_encoder", encoder), pipe.text_encoder),
+    ]:
+        graph = make(module)
+        model = ir.convert(graph)
+        factors = []
+        for op in model.get_ops():
+            if op.get_type_name() in ("Multiply", "Divide"):
+                # One divided by something is another matter.
+                first = 1 if op.get_type_name() == "Divide" else 0
+                factors += [origin(value.get_node()) for value in op.input_values()[first:]]
+        constants = [node for node in factors if node.get_type_name() == "Constant"]
+        assert constants
+        assert not any(node.shape == [] and to_numpy(node) == 1 for node in constants)
+
+
+@needs_bf16
+def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe, tmp_path):
+    backend = Backend("openvino", precision="bf16")
+    for name, module in [("unet", pipe.unet), ("text_encoder", pipe.text_encoder)]:
+        narrow = with_dtype(module, torch.bfloat16)
+        graph = (
+            graphs.unet_graph(narrow)
+            if name == "unet"
+            else graphs.text_encoder_graph(name, narrow)
+        )
+        folder = tmp_path / name
+        folder.mkdir()
+        ir.write(graph, backend, folder, refer=False, halves=False, stay_mapped=True)
+        properties = {**ir.properties(backend), "PERF_COUNT": True}
+        compiled = core().compile_model(folder / ir.MODEL, "CPU", properties)
+        request = compiled.create_infer_request()
+        weights = mapped.tensors(folder)
+        given = [to_numpy(value) for value in graph.probe()]
+        request.infer({**dict(enumerate(given)), **weights})
+        kernels = {
+            info.exec_type for info in request.profiling_info if info.node_type == "MatMul"
+        }
+        assert kernels, name
+        assert not any("gemm_bf16" in kernel and "brgemm" not in kernel for kernel in kernels)
 
 
 @pytest.mark.parametrize("halves", [False, True])

@@ -15,7 +15,7 @@ import torch
 from openvino.frontend.pytorch import ModuleExtension
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -30,12 +30,12 @@ def widen_the_rest(module: torch.nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def linear_in_halves(module: torch.nn.Module) -> Iterator[None]:
-    """Let a module whose linear layers have 16 bits, and all else float32, be traced meanwhile.
+def linear_in_halves(parts: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Let modules whose linear layers have 16 bits, and all else float32, be traced meanwhile.
 
     Linear layers are not computed then: a trace shows nothing but shapes.
     """
-    layers: list[Any] = [part for part in module.modules() if type(part) is torch.nn.Linear]
+    layers: list[Any] = [part for part in parts if type(part) is torch.nn.Linear]
     for layer in layers:
         layer.forward = functools.partial(_forward, layer)
     try:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import mapped
+from ovtensor.sdxl.gated import gates_apart
 from ovtensor.sdxl.halves import linear_in_halves
 from ovtensor.sdxl.spec import Backend, core, device_properties
 
@@ -105,10 +106,11 @@ def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
     ):
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
-        patch = linear_in_halves(graph.module) if halves else contextlib.nullcontext()
         try:
-            with patch:
-                traced = _traced(graph)
+            with gates_apart(graph.module) as made:
+                parts = [*graph.module.modules(), *made] if halves else []
+                with linear_in_halves(parts):
+                    traced = _traced(graph)
             model = _translated(graph, traced)
             _drop_ones(model)
         except Exception as error:

@@ -30,21 +30,20 @@ if TYPE_CHECKING:
     from ovtensor.sdxl.spec import Backend
 
 WEIGHTS = "linear.safetensors"
+_SIZES = {"f32": 4, "bf16": 2}  # bytes of a weight's copy; in float16 it was not tried
 
 
 def stay_mapped(graph: Graph, backend: Backend) -> bool:
     """Whether the weights of ``graph`` are taken out of it for ``backend``.
 
     Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
-    UNet runs at every step. In bfloat16 its weights are too, which costs next to nothing; in
-    float32 they are if their copies would take over a third of the memory.
+    UNet runs at every step: its weights are if their copies would take over a fifth of the memory.
     """
-    if backend.device != "CPU" or backend.weights is not None:
+    size = _SIZES.get(backend.precision)
+    if backend.device != "CPU" or backend.weights is not None or size is None:
         return False
-    if backend.precision == "bf16":
-        return True
-    size = 4 * sum(parameter.numel() for parameter in graph.module.parameters())
-    return backend.precision == "f32" and (graph.name != "unet" or size > memory_limit() / 3)
+    copies = size * sum(parameter.numel() for parameter in graph.module.parameters())
+    return graph.name != "unet" or copies > memory_limit() / 5
 
 
 def take_out(model: ov.Model, folder: Path) -> None:
