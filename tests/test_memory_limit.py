@@ -71,3 +71,11 @@ def test_a_real_group():
         finally:
             group.rmdir()
     pytest.skip("this process may not make control groups")
+
+
+def test_memory_is_scarce_from_a_third_of_it_on(monkeypatch):
+    resident = psutil.Process().memory_info().rss
+    monkeypatch.setattr(_memory, "memory_limit", lambda: 2 * resident)
+    assert _memory.memory_is_scarce()
+    monkeypatch.setattr(_memory, "memory_limit", lambda: 4 * resident)
+    assert not _memory.memory_is_scarce()

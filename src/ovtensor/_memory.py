@@ -43,6 +43,17 @@ def memory_limit() -> int:
     return min([machine, *_group_limits()])
 
 
+def memory_is_scarce() -> bool:
+    """Whether this process has over a third of the memory that it can have, mapped files included.
+
+    The rest is for other programs, the system's copies of files, and what is computed next.
+    """
+    import psutil
+
+    resident: int = psutil.Process().memory_info().rss
+    return resident > memory_limit() / 3
+
+
 def _group_limits() -> Iterator[int]:
     """The limits of the Linux control groups around this process, of version 1 or 2."""
     for line in _text(Path("/proc/self/cgroup")).splitlines():

@@ -53,10 +53,14 @@ def test_ten_sessions_leave_nothing_behind(tmp_path):
 
 # Anonymous memory after the UNet has run, before the decoder runs, after it, and after the picture.
 _TURNS = """
+    import sys
     import ovtensor
     from ovtensor import Backend
+    from ovtensor import _memory
     from ovtensor.sdxl import runners
 
+    limit = int(sys.argv[1])
+    _memory.memory_limit = lambda: limit
     f32 = Backend("openvino", precision="f32")
     kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False)
     seen = []
@@ -70,13 +74,20 @@ _TURNS = """
 
     with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds) as pipe:
         runners._Requests.infer = watched
-        pipe("a circle", height=512, width=512, num_inference_steps=1)
+        pipe("a circle", height=1024, width=1024, num_inference_steps=1)
         print(seen[-2][1], *seen[-1], anonymous())
 """
 
 
 @needs_proc
-def test_components_compute_in_turns():
-    denoised, rested, decoded, drawn = numbers(_TURNS, 4)
-    assert denoised - rested > 6 * MEGABYTE  # what the UNet computes in
-    assert decoded - drawn > 100 * MEGABYTE  # what the decoder computes in
+def test_components_compute_in_turns_where_memory_is_scarce():
+    denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**30)
+    assert denoised - rested > 50 * MEGABYTE  # what the UNet computes in
+    assert decoded - drawn > 250 * MEGABYTE  # what the decoder computes in
+
+
+@needs_proc
+def test_components_keep_what_they_compute_in_where_there_is_memory():
+    denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**40)
+    assert denoised - rested < 3 * MEGABYTE
+    assert decoded - drawn < 10 * MEGABYTE

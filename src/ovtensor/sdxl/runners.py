@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ovtensor._convert import to_numpy
-from ovtensor._memory import give_back
+from ovtensor._memory import give_back, memory_is_scarce
 from ovtensor.errors import ComponentError, SessionClosedError
 from ovtensor.sdxl import ir, mapped
 
@@ -135,10 +135,11 @@ class DeferredRunner:
 
 
 class Turns:
-    """What the compiled models of a session compute in, which only the last one called keeps.
+    """What the compiled models of a session compute in, where memory is scarce only one at a time.
 
     A pipeline's components run one after another, and at 1024 pixels both the UNet and the VAE's
-    decoder need gigabytes for what lies between their layers.
+    decoder need gigabytes for what lies between their layers. To take that anew for every picture
+    costs a few percent of its time, so where there is memory they keep it.
 
     Threads that race for a turn need no lock: what a model computes in goes earlier or later then,
     and never while it runs.
@@ -150,13 +151,13 @@ class Turns:
     def take(self, runner: OpenVINORunner) -> None:
         """Have the runner that was called before ``runner`` give back what it computed in."""
         last, self._last = self._last, runner
-        if last is not None and last is not runner:
+        if last is not None and last is not runner and memory_is_scarce():
             last.rest()
 
     def end(self) -> None:
         """Have it give that back without another to follow, to the system."""
         last, self._last = self._last, None
-        if last is not None:
+        if last is not None and memory_is_scarce():
             last.rest()
             give_back(collect=False)
 
