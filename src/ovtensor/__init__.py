@@ -6,10 +6,10 @@ torch, openvino and diffusers come in when a function that needs them is first u
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from ovtensor._memory import uncollected
 
 __version__ = "0.1.0"
 
@@ -55,8 +55,6 @@ _EXTRA_PACKAGES = frozenset(
 __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ovtensor import diffusers as diffusers
     from ovtensor import errors as errors
     from ovtensor._convert import describe as describe
@@ -82,7 +80,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        with _uncollected():
+        with uncollected():
             module = importlib.import_module(_LAZY[name])
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -94,23 +92,6 @@ def __getattr__(name: str) -> Any:
     value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage meanwhile.
-
-    torch and diffusers make very many objects when they are imported, and all of them stay.
-    Looking through them again and again took 0.4 of 4.6 seconds for SDXL's pipeline.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def __dir__() -> list[str]:

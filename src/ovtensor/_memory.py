@@ -1,7 +1,8 @@
-"""How much memory there is, and giving freed memory back to the operating system."""
+"""How much memory there is, and when freed memory is looked for and given back to the system."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -24,6 +25,23 @@ def give_back(*, collect: bool = True) -> None:
         gc.collect()
     if (trim := _malloc_trim()) is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage meanwhile, where very many objects are made that stay.
+
+    Looking through those of torch and diffusers again and again took 0.4 of 4.6 seconds while they
+    were imported, and 0.3 of 1.6 while a pipeline was opened.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @functools.cache

@@ -140,9 +140,7 @@ def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe
     for name, module in [("unet", pipe.unet), ("text_encoder", pipe.text_encoder)]:
         narrow = with_dtype(module, torch.bfloat16)
         graph = (
-            graphs.unet_graph(narrow)
-            if name == "unet"
-            else graphs.text_encoder_graph(name, narrow)
+            graphs.unet_graph(narrow) if name == "unet" else graphs.text_encoder_graph(name, narrow)
         )
         folder = tmp_path / name
         folder.mkdir()
@@ -153,9 +151,7 @@ def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe
         weights = mapped.tensors(folder)
         given = [to_numpy(value) for value in graph.probe()]
         request.infer({**dict(enumerate(given)), **weights})
-        kernels = {
-            info.exec_type for info in request.profiling_info if info.node_type == "MatMul"
-        }
+        kernels = {info.exec_type for info in request.profiling_info if info.node_type == "MatMul"}
         assert kernels, name
         assert not any("gemm_bf16" in kernel and "brgemm" not in kernel for kernel in kernels)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import torch
 
-from ovtensor._memory import give_back
+from ovtensor._memory import give_back, uncollected
 from ovtensor.errors import InputError, SessionClosedError
 from ovtensor.sdxl import lora
 from ovtensor.sdxl.components import COMPONENTS, Builder
@@ -139,7 +139,8 @@ class Session(Generic[Pipe]):
     def _open(self, undo: contextlib.ExitStack) -> Any:
         owned = isinstance(self._model, str | os.PathLike)
         with self._events.bar(_disabled(self._progress)):
-            pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
+            with uncollected():
+                pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
             # Pipelines that take a picture need the VAE's encoder at once.
             encodes = "image" in inspect.signature(type(pipe).__call__).parameters
             self._model = None  # the session must not keep the weights alive by itself
