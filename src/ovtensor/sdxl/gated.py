@@ -48,7 +48,8 @@ def _forward(gelu: Any, value: Any, gate: Any, x: torch.Tensor) -> torch.Tensor:
 def _halves(layer: torch.nn.Linear) -> Iterator[torch.nn.Linear]:
     biases = (None, None) if layer.bias is None else layer.bias.chunk(2)
     for weight, bias in zip(layer.weight.chunk(2), biases, strict=True):
-        half = torch.nn.Linear(*reversed(weight.shape), bias=bias is not None, device="meta")
+        outputs, inputs = weight.shape
+        half = torch.nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
         half.weight = torch.nn.Parameter(weight, requires_grad=False)
         half.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         yield half
