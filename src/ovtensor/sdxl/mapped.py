@@ -1,11 +1,11 @@
 """Weights that stay in their file: inputs of a graph, and not constants.
 
 OpenVINO's CPU plugin copies the constant weights of linear layers into memory of its own, in the
-precision of the arithmetic: 10 GB for the UNet of SDXL in float32. Weights that are inputs it reads
-where they are, in this case in pages of a file, which the operating system can drop and read again;
-it widens and packs them one layer at a time, as long as that layer runs. So the first inference has
-nothing to pack, and every one packs. That is a matter of a few percent of a step at most, but for
-float32 on CPUs with no more than AVX2, where it took a tenth of a small UNet's at 512 pixels
+precision of the arithmetic: for the UNet of SDXL 10 GB in float32, 5 GB in bfloat16. Weights that
+are inputs it reads where they are, in this case in pages of a file, which the operating system can
+drop and read again; it widens and packs them one layer at a time, as long as that layer runs. So
+the first inference has nothing to pack, and every one packs: at 512 pixels that took a tenth of a
+step of a small UNet, and at 1024 pixels one or two percent of one of full size
 (``benchmarks/RESULTS.md``).
 
 Convolutions need their weights as constants.
