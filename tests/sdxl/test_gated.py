@@ -40,6 +40,18 @@ def test_a_class_of_its_own_is_converted_as_it_is():
         assert all("forward" not in vars(part) for part in module)
 
 
+def test_what_somebody_altered_is_converted_as_it_is():
+    """As offloading does, and the older kind of weight norm."""
+    own, hooked, before = GEGLU(4, 4), GEGLU(4, 4), GEGLU(4, 4)
+    own.forward = forward = own.proj.forward
+    hooked.proj.register_forward_hook(lambda module, given, result: -result)
+    before.proj.register_forward_pre_hook(lambda module, given: None)
+    for module in (own, hooked, before):
+        with gates_apart(module) as made:
+            assert not made
+    assert own.forward == forward
+
+
 def test_modules_are_restored_after_a_failure():
     module = GEGLU(4, 4)
     with pytest.raises(ZeroDivisionError), gates_apart(module):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.activations import GEGLU
 
+from ovtensor.sdxl.identity import altered
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,12 +23,11 @@ if TYPE_CHECKING:
 def gates_apart(module: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
     """Have every ``GEGLU`` of a module compute its two halves in layers of their own meanwhile.
 
-    Yields these layers, which are no children of it and share its weights.
+    Yields these layers, which are no children of it and share its weights. One that somebody has
+    altered is left as it is.
     """
     parts: list[Any] = [
-        part
-        for part in module.modules()
-        if type(part) is GEGLU and type(part.proj) is torch.nn.Linear
+        part for part in module.modules() if _is(part, GEGLU) and _is(part.proj, torch.nn.Linear)
     ]
     made = []
     for part in parts:
@@ -38,6 +39,10 @@ def gates_apart(module: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
     finally:
         for part in parts:
             del part.forward
+
+
+def _is(part: Any, kind: type) -> bool:
+    return not altered(part) and type(part) is kind
 
 
 def _forward(gelu: Any, value: Any, gate: Any, x: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,11 @@ _SILENT = frozenset(vars(torch.nn.Module())) | {
 }
 
 
+def altered(part: torch.nn.Module) -> bool:
+    """Whether something was put into a module by hand that computes: a ``forward`` or a hook."""
+    return "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS)
+
+
 def structure(module: torch.nn.Module) -> str | None:
     """A hash of the classes and plain attributes of a module and all within.
 
@@ -31,7 +36,7 @@ def structure(module: torch.nn.Module) -> str | None:
     """
     digest = hashlib.sha256()
     for name, part in module.named_modules():
-        if "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS):
+        if altered(part):
             return None
         described = [
             (key, told)
