@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import numpy as np
@@ -75,3 +76,18 @@ def test_variants(names, variant, tmp_path):
     for name in names:
         (tmp_path / name).touch()
     assert variant_of(tmp_path) == variant
+
+
+def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
+    seen = []
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(),
+        unet="torch",
+        progress=False,
+        on_event=lambda event: seen.append((event.stage, event.component, gc.isenabled())),
+    ):
+        assert gc.isenabled()
+    assert ("load", "pipeline", False) in seen
+    with pytest.raises(ModelError), ovtensor.sdxl_pipeline(tmp_path):
+        pass
+    assert gc.isenabled()
