@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from child import needs_proc, numbers
+from ovtensor.sdxl import runners
 
 MEGABYTE = 2**20
 
@@ -91,3 +92,22 @@ def test_components_keep_what_they_compute_in_where_there_is_memory():
     denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**40)
     assert denoised - rested < 3 * MEGABYTE
     assert decoded - drawn < 10 * MEGABYTE
+
+
+def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch):
+    class Watched:
+        rests = 0
+
+        def rest(self):
+            self.rests += 1
+
+    decoder, encoder, turns = Watched(), Watched(), runners.Turns()
+    monkeypatch.setattr(runners, "memory_is_scarce", lambda: False)
+    turns.take(decoder)
+    turns.end()
+    monkeypatch.setattr(runners, "memory_is_scarce", lambda: True)
+    turns.take(encoder)
+    assert (decoder.rests, encoder.rests) == (1, 0)
+    turns.end()
+    turns.end()
+    assert (decoder.rests, encoder.rests) == (1, 1)

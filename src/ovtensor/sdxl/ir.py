@@ -162,7 +162,7 @@ def _drop_ones(model: ov.Model) -> None:
 
     diffusers divides by scales that are one, and ``a + b`` arrives as ``a + 1 * b``. Where they
     follow a linear layer whose weights are an input, OpenVINO merges them into its sum in a way
-    that only its slowest kernel computes: 20 times as long as another in bf16.
+    that only its slowest kernel computes: in bf16 a layer took 28 ms, and one of its size 0.2 ms.
     """
     for node in model.get_ops():
         name = node.get_type_name()

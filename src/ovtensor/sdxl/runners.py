@@ -156,8 +156,9 @@ class Turns:
 
     def end(self) -> None:
         """Have it give that back without another to follow, to the system."""
-        last, self._last = self._last, None
+        last = self._last
         if last is not None and memory_is_scarce():
+            self._last = None
             last.rest()
             give_back(collect=False)
 

@@ -139,8 +139,7 @@ class Session(Generic[Pipe]):
     def _open(self, undo: contextlib.ExitStack) -> Any:
         owned = isinstance(self._model, str | os.PathLike)
         with self._events.bar(_disabled(self._progress)):
-            with uncollected():
-                pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
+            pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
             # Pipelines that take a picture need the VAE's encoder at once.
             encodes = "image" in inspect.signature(type(pipe).__call__).parameters
             self._model = None  # the session must not keep the weights alive by itself
@@ -170,6 +169,7 @@ class Session(Generic[Pipe]):
                 del original, stand_in  # so that an owned component's torch weights can go at once
         return pipe
 
+    @uncollected()
     def _loaded(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:
         """A pipeline from a folder, with skeletons of what will be converted."""
         folder = model_folder(self._model)
