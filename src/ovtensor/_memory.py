@@ -61,6 +61,11 @@ def memory_limit() -> int:
     return min([machine, *_group_limits()])
 
 
+def takes_much(size: int) -> bool:
+    """Whether ``size`` bytes are over a fifth of the memory that this process can have."""
+    return size > memory_limit() / 5
+
+
 def memory_is_scarce() -> bool:
     """Whether this process has over a third of the memory that it can have, mapped files included.
 

@@ -12,7 +12,7 @@ from diffusers.models.activations import GEGLU
 
 import ovtensor
 from child import needs_proc, numbers
-from ovtensor import Backend
+from ovtensor import Backend, _memory
 from ovtensor.sdxl import graphs, ir, mapped
 from sdxl_scenes import SCENES, draw, load
 
@@ -28,7 +28,7 @@ def mapped_files():
 @pytest.fixture
 def scarce(monkeypatch):
     """Little enough memory for the embedded UNet to be a large one."""
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 2**20)
+    monkeypatch.setattr(mapped, "takes_much", lambda _: True)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_where_they_stay(backend, stay, monkeypatch):
     weights = sum(parameter.numel() for parameter in pipe.unet.parameters())
     size = {"f32": 4}.get(backend.precision, 2) * weights
     assert mapped.stay_mapped(encoder, backend) is stay
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 5 * size)
+    monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size)
     assert mapped.stay_mapped(unet, backend) is False
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 5 * size - 5)
+    monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size - 5)
     assert mapped.stay_mapped(unet, backend) is stay
 
 
@@ -60,8 +60,8 @@ def test_where_they_stay(backend, stay, monkeypatch):
 def test_pictures_are_those_of_constants(static, monkeypatch):
     backend = Backend("openvino", precision="f32", static_shapes=static)
     pictures = []
-    for limit in (2**20, 2**40):
-        monkeypatch.setattr(mapped, "memory_limit", lambda limit=limit: limit)
+    for much in (True, False):
+        monkeypatch.setattr(mapped, "takes_much", lambda _, much=much: much)
         with ovtensor.split_backends(load(), unet=backend, vae=F32, text_encoders=F32) as pipe:
             pictures.append(draw(pipe, SCENES[0], num_inference_steps=4))
     # No byte was seen to differ; but sums in another order can tip a value on the edge.
@@ -144,8 +144,8 @@ _MEMORY = """
     own.to(torch.float16).save_pretrained(sys.argv[1])
     del own, linear
     kinds = dict(unet=Backend("openvino", precision="f32"), vae="torch", text_encoders="torch")
-    for limit in (2**20, 2**40):
-        mapped.memory_limit = lambda: limit
+    for much in (True, False):
+        mapped.takes_much = lambda _: much
         with ovtensor.sdxl_pipeline(sys.argv[1], **kinds, progress=False) as pipe:
             pipe("a small red circle", num_inference_steps=1)
             drawn = anonymous()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ovtensor._memory import give_back
+from ovtensor._memory import give_back, takes_much
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError, ModelError
 from ovtensor.sdxl import graphs, ir, mapped
@@ -20,6 +21,7 @@ from ovtensor.sdxl.report import ComponentReport, Report
 from ovtensor.sdxl.runners import DeferredRunner, OpenVINORunner, Runner, RunnerStats, TorchRunner
 from ovtensor.sdxl.spec import Backend, torch_dtype
 from ovtensor.sdxl.stand_ins import TextEncoderStandIn, UNetStandIn, guarded_vae, vae_stand_in
+from ovtensor.weights import release_weights
 
 if TYPE_CHECKING:
     import contextlib
@@ -101,6 +103,8 @@ class Builder:
         dtype = _dtype_on_torch(name, original, backend)
         same = dtype == original.dtype and not loras
         module = original if same else source.load(dtype, loras)
+        if source.in_memory(dtype, loras):
+            _release_if_large(name, module)
         self._precisions[name] = _NAMES.get(dtype, str(dtype))
         convertible = name != "vae" or hasattr(module, "post_quant_conv")
         if dtype == (torch.float32 if name == "vae" else interface) or not convertible:
@@ -246,6 +250,22 @@ class Builder:
             compiles=sum(entry.compiles for entry in stats),
             inferences=sum(entry.inferences for entry in stats),
             cache=next((state for state in ("miss", "hit") if state in states), "off"),
+        )
+
+
+def _release_if_large(name: str, module: Any) -> None:
+    """Move weights that would take much of the memory to a file."""
+    size = sum(parameter.nbytes for parameter in module.parameters())
+    if not takes_much(size):
+        return
+    try:
+        release_weights(module)
+    except OSError as error:
+        warnings.warn(
+            f"the weights of {name}, {size} bytes, stay in memory, since they could not be written "
+            f"to a temporary file: {error}",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

@@ -20,7 +20,7 @@ from openvino import opset13
 from safetensors.torch import load_file, save_file
 
 from ovtensor._convert import to_openvino, to_torch
-from ovtensor._memory import memory_limit
+from ovtensor._memory import takes_much
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def stay_mapped(graph: Graph, backend: Backend) -> bool:
     if backend.device != "CPU" or backend.weights is not None or size is None:
         return False
     copies = size * sum(parameter.numel() for parameter in graph.module.parameters())
-    return graph.name != "unet" or copies > memory_limit() / 5
+    return graph.name != "unet" or takes_much(copies)
 
 
 def take_out(model: ov.Model, folder: Path) -> None:

@@ -189,7 +189,11 @@ class Session(Generic[Pipe]):
             )
         undo.callback(_release, pipe)
         pipe.set_progress_bar_config(disable=_disabled(self._progress))
-        return pipe, {**_module_sources(pipe, owned=True), **converted}
+        sources: dict[str, Source] = {
+            name: ModuleSource(name, module, owned=True, folder=known.get(name))
+            for name, module in _modules(pipe).items()
+        }
+        return pipe, {**sources, **converted}
 
     def _borrowed(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:  # noqa: ARG002
         """The caller's pipeline."""
@@ -205,19 +209,18 @@ class Session(Generic[Pipe]):
                 f"the pipeline is a {type(pipe).__qualname__} already; make another one with "
                 f"{self._task.__qualname__}.from_pipe(pipe), or pass the model's folder"
             )
-        return pipe, _module_sources(pipe, owned=False)
+        return pipe, {
+            name: ModuleSource(name, module, owned=False) for name, module in _modules(pipe).items()
+        }
 
     def _close_clones(self) -> None:
         for clone in self._clones:
             _release(clone)
 
 
-def _module_sources(pipe: Any, *, owned: bool) -> dict[str, Source]:
-    return {
-        name: ModuleSource(name, getattr(pipe, name), owned=owned)
-        for name in COMPONENTS
-        if getattr(pipe, name, None) is not None
-    }
+def _modules(pipe: Any) -> dict[str, Any]:
+    modules = {name: getattr(pipe, name, None) for name in COMPONENTS}
+    return {name: module for name, module in modules.items() if module is not None}
 
 
 def _disabled(progress: bool | None) -> bool | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
+from ovtensor.sdxl.halves import HALVES
 from ovtensor.sdxl.identity import config_of, structure
 from ovtensor.sdxl.lora import has_adapters, merge_adapters
 
@@ -51,6 +52,10 @@ class Source(Protocol):
         """
         ...
 
+    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
+        """Whether what ``load`` gives is the session's own and was computed, not just mapped."""
+        ...
+
     def facts(self, store: Store) -> dict[str, Any] | None:
         """What tells these weights from all others, or None if nothing can."""
         ...
@@ -80,14 +85,22 @@ class FolderSource:
         """See :class:`Source`."""
         return self._skeleton
 
-    @functools.cached_property
+    @property
     def halves(self) -> torch.dtype | None:
-        """See :class:`Source`; files of other kinds than safetensors are not looked into."""
+        """See :class:`Source`."""
+        return self._stored if self._stored in HALVES else None
+
+    @functools.cached_property
+    def _stored(self) -> torch.dtype | None:
+        """The dtype that all weights have in their files, which are mapped if it is asked for.
+
+        None for several, or where files are no safetensors: those are not looked into.
+        """
         found = set()
         for path in self._folder.glob("*.safetensors"):
             with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
                 found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-        dtypes = {"F16": torch.float16, "BF16": torch.bfloat16}
+        dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
         return dtypes.get(found.pop()) if len(found) == 1 else None
 
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
@@ -106,6 +119,10 @@ class FolderSource:
             lora.fuse(self._name, module)
         return module
 
+    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
+        """See :class:`Source`."""
+        return bool(loras) or dtype != self._stored
+
     def facts(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the files, which need not be read if they are known."""
         files = sorted(path for kind in WEIGHTS for path in self._folder.glob(kind))
@@ -119,13 +136,17 @@ class FolderSource:
 class ModuleSource:
     """A module in memory; adapters that peft has put into it are converted in effect.
 
-    One that is not ``owned`` is the caller's and never changed.
+    One that is not ``owned`` is the caller's and never changed. One that is was loaded from
+    ``folder``, if that is known.
     """
 
-    def __init__(self, name: str, module: Any, *, owned: bool) -> None:
+    def __init__(
+        self, name: str, module: Any, *, owned: bool, folder: FolderSource | None = None
+    ) -> None:
         self._name = name
         self._module = module
         self._owned = owned
+        self._folder = folder
 
     @property
     def skeleton(self) -> Any:
@@ -147,6 +168,10 @@ class ModuleSource:
         for lora in loras:
             lora.fuse(self._name, module)
         return module
+
+    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
+        """See :class:`Source`."""
+        return self._owned and (self._folder is None or self._folder.in_memory(dtype, loras))
 
     def facts(self, store: Store) -> dict[str, Any] | None:
         """See :class:`Source`; a hash of the memory."""
