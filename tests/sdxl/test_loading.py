@@ -7,13 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import ModelError
 from ovtensor.sdxl.sources import variant_of
 from sdxl_scenes import SCENES, draw
+from single_file import unet_checkpoint
 
 F32 = Backend("openvino", precision="f32")
 
@@ -91,3 +94,23 @@ def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
     with pytest.raises(ModelError), ovtensor.sdxl_pipeline(tmp_path):
         pass
     assert gc.isenabled()
+
+
+def test_a_pipeline_from_a_single_file(tmp_path, eager_pipeline, eager_pictures):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    save_file(unet_checkpoint(eager_pipeline.unet), checkpoint)
+    others = {
+        key: part for key, part in eager_pipeline.components.items() if key != "unet" and part
+    }
+    own = StableDiffusionXLPipeline.from_single_file(
+        str(checkpoint), config=str(ovtensor.tiny_sdxl_path()), **others
+    )
+    own.set_progress_bar_config(disable=True)
+    unet = own.unet
+    kinds = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
+    for state in ("miss", "hit"):
+        with ovtensor.split_backends(own, **kinds, cache=tmp_path / "cache") as pipe:
+            assert pipe.ovtensor.report().to_dict()["unet"]["cache"] == state
+            picture = draw(pipe, SCENES[0])
+        assert np.abs(picture.astype(int) - eager_pictures[0]).max() <= 2
+    assert own.unet is unet
