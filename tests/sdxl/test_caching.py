@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor.errors import CacheWarning, ModelError
-from ovtensor.sdxl import sources
+from ovtensor.errors import CacheWarning, ModelError, SessionClosedError
+from ovtensor.sdxl import ir, runners, sources
 from ovtensor.sdxl.identity import structure
 from sdxl_scenes import SCENES, draw, load
 
@@ -227,3 +229,60 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
     with contextlib.closing(session):
         assert states(pipe)["unet"] == "off"
         draw(pipe, SCENES[0], num_inference_steps=1)
+
+
+def test_what_is_cached_is_opened_while_the_first_component_is(folder, without_cache, monkeypatch):
+    drawn(cache=folder)
+    threads = {}
+    compile_for = ir.compile_for
+
+    def watched(name, *rest):
+        threads[name] = threading.current_thread()
+        return compile_for(name, *rest)
+
+    monkeypatch.setattr(ir, "compile_for", watched)
+    events = []
+    with ovtensor.sdxl_pipeline(
+        ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=events.append
+    ) as pipe:
+        opening = list(events)
+        assert {row.compiles for row in pipe.ovtensor.report()} == {1}
+        assert draw(pipe, SCENES[0], num_inference_steps=4).tobytes() == without_cache
+    main = threading.current_thread()
+    assert threads.pop("unet") is main
+    assert len(threads) == 3
+    assert main not in threads.values()
+    # The callback is told in the thread that opens the session, and in order.
+    graphs = ("unet", "text_encoder_2", "text_encoder", "vae_decoder")
+    compiled = [event for event in opening if event.stage == "compile"]
+    assert [event.component for event in compiled[::2]] == list(graphs)
+    assert [event.state for event in compiled] == ["started", "finished"] * 4
+    assert all(event.seconds > 0 for event in compiled[1::2])
+
+
+def test_what_was_opened_ahead_is_closed_when_the_first_component_fails(folder, monkeypatch):
+    drawn(cache=folder)
+    made = []
+    begin = runners.OpenVINORunner.__init__
+
+    def watched(runner, graph, *rest):
+        begin(runner, graph, *rest)
+        made.append(runner)
+
+    def fail(event):
+        if event.component == "unet":
+            for _ in range(1000):  # until the others are there
+                if len(made) == 3:
+                    raise InterruptedError
+                time.sleep(0.01)
+
+    monkeypatch.setattr(runners.OpenVINORunner, "__init__", watched)
+    with pytest.raises(InterruptedError):
+        ovtensor.sdxl_pipeline(
+            ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=fail
+        ).__enter__()
+    assert len(made) == 3
+    for runner in made:
+        with pytest.raises(SessionClosedError):
+            runner(torch.zeros(1, 4, 16, 16))
+    assert not list(ovtensor.ModelCache(folder).path.glob("leases/*"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from ovtensor._memory import give_back, takes_much
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ComponentError, ModelError
 from ovtensor.sdxl import graphs, ir, mapped
+from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.parity import demand_parity
@@ -24,12 +27,11 @@ from ovtensor.sdxl.stand_ins import TextEncoderStandIn, UNetStandIn, guarded_vae
 from ovtensor.weights import release_weights
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
     from typing import Protocol
 
-    from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.lora import Lora
     from ovtensor.sdxl.runners import Turns
     from ovtensor.sdxl.sources import Source
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
 # The order of conversion is the order of weight, so that the largest one finds the most memory.
 COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+class _NotCachedError(Exception):
+    """A component is not in the cache, and this is not the time to convert it."""
 
 
 class Builder:
@@ -75,6 +81,30 @@ class Builder:
         self._precisions: dict[str, str] = {}
         self._stats: dict[str, list[Callable[[], RunnerStats]]] = {}
         undo.callback(self._sources.clear)  # they may hold modules, and this outlives them
+        self._ahead: dict[str, Future[OpenVINORunner | None]] = {}
+
+    def look_ahead(self) -> None:
+        """Open what is cached of the later components in a thread, while the first is built.
+
+        That one is the largest, and a graph is compiled by one core.
+        """
+        if isinstance(self._store, ScratchStore):
+            return
+        pool = ThreadPoolExecutor(1, thread_name_prefix="ovtensor-cache")
+        for name in list(self._sources)[1:]:
+            backend = self._backends[name]
+            if backend.kind == "openvino" and not backend.static_shapes:
+                graph_name = "vae_decoder" if name == "vae" else name
+                self._ahead[graph_name] = pool.submit(self._cached, name)
+        self._undo.callback(self._drop_ahead)
+        pool.shutdown(wait=False)
+
+    def _drop_ahead(self) -> None:
+        """Close what was opened ahead and not asked for, because something else failed."""
+        for future in self._ahead.values():
+            if not future.cancel() and (runner := future.result()) is not None:
+                runner.close()
+        self._ahead.clear()
 
     def build(self, name: str, original: Any, interface: torch.dtype, *, encodes: bool) -> Any:
         """What takes the place of ``original``, or ``original`` itself if nothing has to.
@@ -88,7 +118,7 @@ class Builder:
             If it cannot be converted, compiled or run.
         """
         backend, source = self._backends[name], self._sources[name]
-        loras = [lora for lora in self._loras if name in lora.tensors]
+        loras = self._loras_of(name)
         self._stats[name] = []
         if backend.kind == "openvino":
             self._precisions[name] = backend.precision
@@ -116,6 +146,9 @@ class Builder:
             return TorchRunner(make(source.load(torch.float32, loras) if in_f32 else module))
 
         return self._stand_in(name, original, interface, eager, True, encodes)
+
+    def _loras_of(self, name: str) -> list[Lora]:
+        return [lora for lora in self._loras if name in lora.tensors]
 
     def report(self) -> Report:
         """What each component runs on and what it has cost, in the pipeline's order."""
@@ -155,14 +188,52 @@ class Builder:
         backend: Backend,
         loras: Sequence[Lora],
     ) -> Runner:
+        graph = make(self._sources[name].skeleton)
+        ahead = self._ahead.get(graph.name)
+        runner = None if ahead is None else ahead.result()
+        self._ahead.pop(graph.name, None)
+        if runner is None:
+            runner = self._opened(name, graph, make, backend, loras, self._events)
+            ahead = None
+        try:
+            if ahead is not None:
+                self._events.passed("compile", graph.name, runner.stats.compile_seconds)
+            if self._verifies(backend):
+                given, expected = runner.reference()
+                with self._events.stage("warm-up", graph.name):
+                    demand_parity(graph.name, backend, expected, runner(*given))
+        except BaseException:
+            runner.close()
+            raise
+        return runner
+
+    def _verifies(self, backend: Backend) -> bool:
+        return _rounds(backend) if self._verify is None else self._verify
+
+    def _cached(self, name: str) -> OpenVINORunner | None:
+        """What takes no conversion, or None; whatever is wrong with it comes up again without."""
+        backend, loras = self._backends[name], self._loras_of(name)
+        with contextlib.suppress(Exception):
+            graph = _later_graph(name, self._sources[name].skeleton)
+            return self._opened(name, graph, None, backend, loras, Events(None))
+        return None
+
+    def _opened(
+        self,
+        name: str,
+        graph: graphs.Graph,
+        make: Callable[[Any], graphs.Graph] | None,
+        backend: Backend,
+        loras: Sequence[Lora],
+        events: Events,
+    ) -> OpenVINORunner:
+        """A compiled graph, converted by way of ``make`` or only if that has been done already."""
         start = time.perf_counter()
         source = self._sources[name]
-        graph = make(source.skeleton)
-        rounded = backend.precision != "f32" or backend.weights is not None
-        verify = rounded if self._verify is None else self._verify
+        verify = self._verifies(backend)
         dtype = torch_dtype(backend.precision)
         # LoRAs are added in float32, and a reference is what torch computes with these weights.
-        halves = None if rounded or verify or loras else source.halves
+        halves = None if _rounds(backend) or verify or loras else source.halves
         stay_mapped = mapped.stay_mapped(graph, backend)
         facts = self._facts(name, loras)
         if facts is not None:
@@ -178,7 +249,9 @@ class Builder:
         lasting: list[weakref.ref[Any]] = []
 
         def write(folder: Path) -> None:
-            with self._events.stage("load", graph.name):
+            if make is None:
+                raise _NotCachedError
+            with events.stage("load", graph.name):
                 module = source.load(halves or dtype, loras)
                 lasting.append(weakref.ref(module))
                 if halves is not None:
@@ -189,7 +262,7 @@ class Builder:
                     f"the weights of {graph.name} changed while they were loaded; wait until "
                     f"nobody writes to them, and try again"
                 )
-            with self._events.stage("convert", graph.name):
+            with events.stage("convert", graph.name):
                 ir.write(
                     make(module),
                     backend,
@@ -205,17 +278,13 @@ class Builder:
             give_back(collect=any(module() is not None for module in lasting))
         seconds = time.perf_counter() - start
         try:
-            runner = OpenVINORunner(graph, entry, store, backend, self._events, self._turns)
-            runner.stats.convert_seconds = seconds
-            if entry.key:
-                runner.stats.cache = "hit" if entry.hit else "miss"
-            if verify:
-                given, expected = ir.reference(entry.folder)
-                with self._events.stage("warm-up", graph.name):
-                    demand_parity(graph.name, backend, expected, runner(*given))
+            runner = OpenVINORunner(graph, entry, store, backend, events, self._turns)
         except BaseException:
             entry.close()
             raise
+        runner.stats.convert_seconds = seconds
+        if entry.key:
+            runner.stats.cache = "hit" if entry.hit else "miss"
         return runner
 
     def _facts(self, name: str, loras: Sequence[Lora]) -> dict[str, Any] | None:
@@ -267,6 +336,17 @@ def _release_if_large(name: str, module: Any) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _later_graph(name: str, module: Any) -> graphs.Graph:
+    """The graph that a component which follows the first one needs at once."""
+    if name == "vae":
+        return graphs.vae_decoder_graph(module)
+    return graphs.text_encoder_graph(name, module)
+
+
+def _rounds(backend: Backend) -> bool:
+    return backend.precision != "f32" or backend.weights is not None
 
 
 def _dtype_on_torch(name: str, original: Any, backend: Backend) -> torch.dtype:

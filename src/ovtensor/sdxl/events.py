@@ -75,6 +75,13 @@ class Events:
         if self._bar is not None:
             self._bar.update()
 
+    def passed(self, stage: Stage, component: str, seconds: float) -> None:
+        """Announce what went on in another thread, when it is over."""
+        self.emit(Event(stage, "started", component))
+        self.emit(Event(stage, "finished", component, seconds))
+        if self._bar is not None:
+            self._bar.update()
+
     def emit(self, event: Event) -> None:
         """Tell the callback, if there is one."""
         if self._on_event is not None:

@@ -258,6 +258,10 @@ class OpenVINORunner:
             self.stats.inferences += 1
         return tuple(torch.from_numpy(result) for result in results)
 
+    def reference(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Inputs of a small forward and what torch made of them, if the entry has that."""
+        return ir.reference(self._entry.folder)
+
     def rest(self) -> None:
         """Give back what it computed in; the next call takes it anew.
 
