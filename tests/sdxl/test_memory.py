@@ -111,3 +111,29 @@ def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch)
     turns.end()
     turns.end()
     assert (decoder.rests, encoder.rests) == (1, 1)
+
+
+# Anonymous memory before and after the decoder's turn, with freed blocks in the allocator's heap
+# that a component on torch may have left there.
+_LEFT_BY_TORCH = """
+    import sys
+    from ovtensor import _memory
+    from ovtensor.sdxl import runners
+
+    limit = int(sys.argv[1])
+    _memory.memory_limit = lambda: limit
+    blocks = [bytearray(100_000) for _ in range(2000)]
+    last = bytearray(100_000)  # so that the heap does not shrink by itself
+    del blocks
+    before = anonymous()
+    runners.Turns().take(object())
+    print(before - anonymous())
+"""
+
+
+@needs_proc
+def test_what_torch_has_freed_goes_before_a_turn_where_memory_is_scarce():
+    (scarce,) = numbers(_LEFT_BY_TORCH, 1, 2**20)
+    (plenty,) = numbers(_LEFT_BY_TORCH, 1, 2**40)
+    assert scarce > 150 * MEGABYTE
+    assert plenty < 3 * MEGABYTE

@@ -149,10 +149,15 @@ class Turns:
         self._last: OpenVINORunner | None = None
 
     def take(self, runner: OpenVINORunner) -> None:
-        """Have the runner that was called before ``runner`` give back what it computed in."""
+        """Have what was called before ``runner`` give back what it computed in, to the system.
+
+        That may have been a component on torch: the allocator keeps what it has freed.
+        """
         last, self._last = self._last, runner
-        if last is not None and last is not runner and memory_is_scarce():
-            last.rest()
+        if last is not runner and memory_is_scarce():
+            if last is not None:
+                last.rest()
+            give_back(collect=False)
 
     def end(self) -> None:
         """Have it give that back without another to follow, to the system."""
