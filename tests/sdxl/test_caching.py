@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -286,3 +287,24 @@ def test_what_was_opened_ahead_is_closed_when_the_first_component_fails(folder, 
         with pytest.raises(SessionClosedError):
             runner(torch.zeros(1, 4, 16, 16))
     assert not list(ovtensor.ModelCache(folder).path.glob("leases/*"))
+
+
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_a_damaged_entry_that_is_opened_ahead_is_told_of_once(action, tmp_path, without_cache):
+    drawn(cache=tmp_path)
+    (manifest,) = (
+        path
+        for path in tmp_path.glob("entries/*/manifest.json")
+        if '"text_encoder in f32"' in path.read_text()
+    )
+    path = manifest.with_name("model.bin")
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with warnings.catch_warnings(record=action == "always") as told:
+        warnings.simplefilter(action, CacheWarning)
+        if action == "error":
+            with pytest.raises(CacheWarning, match="is to be made anew"):
+                drawn(cache=tmp_path)
+            return
+        assert drawn(cache=tmp_path) == without_cache
+    assert len([one for one in told if one.category is CacheWarning]) == 1

@@ -156,7 +156,6 @@ class Session(Generic[Pipe]):
             self._builder = builder = Builder(
                 self._backends, sources, loras, self._store, self._events, turns, self._verify, undo
             )
-            builder.look_ahead()
             for name in sources:
                 original = getattr(pipe, name)
                 # What surrounds the components computes in float32 in a pipeline that is ours; in
