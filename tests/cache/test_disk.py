@@ -191,10 +191,13 @@ def test_a_disk_that_fails_under_the_temporary_folder_too(cache):
 def test_a_file_system_without_locks(cache, monkeypatch, number):
     import fcntl
 
-    def flock(descriptor, _operation):
+    lock = fcntl.flock
+
+    def flock(descriptor, operation):
         # The temporary folder is on another disk, which has them.
         if str(cache.path) in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(number, os.strerror(number))
+        lock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     works_without(cache, os.strerror(number))
