@@ -43,23 +43,19 @@ def unet_checkpoint(unet) -> dict[str, torch.Tensor]:
 
 def _blocks(unet) -> dict[str, str]:
     """Where the parts of each level lie: a list of blocks down, and another one up."""
-    names, index = {}, 1
-    for level, block in enumerate(unet.down_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{index}.0"
-            names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{index}.1"
-            index += 1
-        if block.downsamplers:
-            names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{index}.0.op"
-            index += 1
-    index = 0
-    for level, block in enumerate(unet.up_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{index}.0"
-            names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{index}.1"
-            index += 1
-        if block.upsamplers:
-            place = 2 if hasattr(block, "attentions") else 1
-            upsampler = f"output_blocks.{index - 1}.{place}.conv"
-            names[f"up_blocks.{level}.upsamplers.0.conv"] = upsampler
+    names = {}
+    for side, place, first in (("down", "input", 1), ("up", "output", 0)):
+        index = first
+        for level, block in enumerate(getattr(unet, f"{side}_blocks")):
+            here = f"{side}_blocks.{level}"
+            for layer in range(len(block.resnets)):
+                names[f"{here}.resnets.{layer}"] = f"{place}_blocks.{index}.0"
+                names[f"{here}.attentions.{layer}"] = f"{place}_blocks.{index}.1"
+                index += 1
+            if getattr(block, "downsamplers", None):
+                names[f"{here}.downsamplers.0.conv"] = f"input_blocks.{index}.0.op"
+                index += 1
+            if getattr(block, "upsamplers", None):
+                after = 2 if hasattr(block, "attentions") else 1
+                names[f"{here}.upsamplers.0.conv"] = f"output_blocks.{index - 1}.{after}.conv"
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ class _NotCachedError(Exception):
 
 
 class Opener:
-    """Opens the graphs of a session's components on OpenVINO, and keeps nothing of them."""
+    """Opens the graphs of a session's components on OpenVINO; they are the caller's to close."""
 
     def __init__(
         self,
@@ -65,8 +66,8 @@ class Opener:
         for name in list(self._sources)[1:]:
             backend = self._backends[name]
             if backend.kind == "openvino" and not backend.static_shapes:
-                graph_name = "vae_decoder" if name == "vae" else name
-                self._ahead[graph_name] = pool.submit(self._cached, name)
+                graph_name, make = _later_graph(name)
+                self._ahead[graph_name] = pool.submit(self._cached, name, make)
         pool.shutdown(wait=False)
 
     def close(self) -> None:
@@ -98,7 +99,7 @@ class Opener:
         graph = make(self._sources[name].skeleton)
         ahead = self._ahead.get(graph.name)
         runner = None if ahead is None else ahead.result()
-        self._ahead.pop(graph.name, None)
+        self._ahead.pop(graph.name, None)  # not before: what interrupts the wait leaves it to close
         if runner is None:
             runner = self._opened(name, graph, make, backend, self._events)
             ahead = None
@@ -117,11 +118,11 @@ class Opener:
     def _verifies(self, backend: Backend) -> bool:
         return _rounds(backend) if self._verify is None else self._verify
 
-    def _cached(self, name: str) -> OpenVINORunner | None:
+    def _cached(self, name: str, make: Callable[[Any], graphs.Graph]) -> OpenVINORunner | None:
         """What takes no conversion, or None; whatever is wrong with it comes up again without."""
         backend = self._backends[name]
         try:
-            graph = _later_graph(name, self._sources[name].skeleton)
+            graph = make(self._sources[name].skeleton)
             return self._opened(name, graph, None, backend, Events(None))
         except Warning:  # an error where somebody wants that, and not given twice
             raise
@@ -213,11 +214,11 @@ class Opener:
         }
 
 
-def _later_graph(name: str, module: Any) -> graphs.Graph:
-    """The graph that a component which follows the first one needs at once."""
+def _later_graph(name: str) -> tuple[str, Callable[[Any], graphs.Graph]]:
+    """The graph that a component which follows the first one needs at once: its name, its maker."""
     if name == "vae":
-        return graphs.vae_decoder_graph(module)
-    return graphs.text_encoder_graph(name, module)
+        return "vae_decoder", graphs.vae_decoder_graph
+    return name, functools.partial(graphs.text_encoder_graph, name)
 
 
 def _rounds(backend: Backend) -> bool:

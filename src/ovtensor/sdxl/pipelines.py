@@ -62,7 +62,7 @@ def sdxl_pipeline(
         standard error is a terminal. A passed pipeline keeps its own setting for denoising.
     on_event : callable, optional
         Called with an :class:`ovtensor.sdxl.Event` when a stage begins or ends, in the thread that
-        does the work. What it raises ends that work.
+        enters the block or calls the pipeline. What it raises ends that work.
 
     Returns
     -------
