@@ -41,6 +41,47 @@ def test_an_entry_is_built_once_and_holds_what_was_built(cache, build):
     assert left_overs(cache) == []
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_entry_is_found_only_if_it_is_there_and_whole(cache, build):
+    assert cache.find(FACTS) is None
+    entry = cache.open(FACTS, build)
+    blob = cache.open({"kind": "blob"}, build, base=entry)
+    with cache.find(FACTS) as found:
+        assert found.hit
+        assert (found.folder, found.key, found.content) == (entry.folder, entry.key, entry.content)
+        with cache.find({"kind": "blob"}, base=found) as other:
+            assert other.key == blob.key
+        assert cache.find({"kind": "blob"}) is None
+    assert cache.find({"kind": "blob"}, base=found) is None  # it is closed
+    blob.close()
+    entry.close()
+    assert left_overs(cache) == []
+    (entry.folder / "model.bin").write_bytes(b"weighty" * 1000)
+    assert cache.find(FACTS) is None
+    assert entry.folder.exists()  # `open` says so, and makes it anew
+    assert left_overs(cache) == []
+    with pytest.warns(CacheWarning, match="made anew"):
+        cache.open(FACTS, build).close()
+    cache.find(FACTS).close()
+    with pytest.raises(InputError, match="leave it out"):
+        cache.find({"base": 1})
+
+
+def test_what_is_found_stays_while_it_is_used(cache, build):
+    cache.open(FACTS, build).close()
+    with cache.find(FACTS):
+        assert cache.clear() == []
+    assert len(cache.clear()) == 1
+    assert cache.find(FACTS) is None
+
+
+def test_nobody_is_waited_for(cache, build):
+    with cache.open(FACTS, build) as entry, cache._folder.locked(entry.key):
+        assert cache.find(FACTS) is None
+    cache.find(FACTS).close()
+    assert ScratchStore().find(FACTS) is None
+
+
 def test_every_fact_makes_an_entry_of_its_own(cache):
     for index, facts in enumerate([FACTS, {**FACTS, "scale": 0.8}, {**FACTS, "scale": 0.81}]):
         with cache.open(facts, Builder(bytes([index]))) as entry:

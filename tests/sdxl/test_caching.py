@@ -16,9 +16,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 
 import ovtensor
+from child import numbers
 from ovtensor import Backend
-from ovtensor.errors import CacheWarning, ModelError, SessionClosedError
-from ovtensor.sdxl import ir, runners, sources
+from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosedError
+from ovtensor.sdxl import compiled, sources
 from ovtensor.sdxl.identity import structure
 from sdxl_scenes import SCENES, draw, load
 
@@ -235,13 +236,13 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
 def test_what_is_cached_is_opened_while_the_first_component_is(folder, without_cache, monkeypatch):
     drawn(cache=folder)
     threads = {}
-    compile_for = ir.compile_for
+    importing = compiled._imported
 
     def watched(name, *rest):
         threads[name] = threading.current_thread()
-        return compile_for(name, *rest)
+        return importing(name, *rest)
 
-    monkeypatch.setattr(ir, "compile_for", watched)
+    monkeypatch.setattr(compiled, "_imported", watched)
     events = []
     with ovtensor.sdxl_pipeline(
         ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=events.append
@@ -255,20 +256,86 @@ def test_what_is_cached_is_opened_while_the_first_component_is(folder, without_c
     assert main not in threads.values()
     # The callback is told in the thread that opens the session, and in order.
     graphs = ("unet", "text_encoder_2", "text_encoder", "vae_decoder")
-    compiled = [event for event in opening if event.stage == "compile"]
-    assert [event.component for event in compiled[::2]] == list(graphs)
-    assert [event.state for event in compiled] == ["started", "finished"] * 4
-    assert all(event.seconds > 0 for event in compiled[1::2])
+    told = [event for event in opening if event.stage == "compile"]
+    assert [event.component for event in told[::2]] == list(graphs)
+    assert [event.state for event in told] == ["started", "finished"] * 4
+    assert all(event.seconds > 0 for event in told[1::2])
+
+
+# A warm start: which graphs come out of the cache in other threads, and before diffusers' pipelines
+# are there.
+_WARM = """
+    import sys
+    import threading
+    import ovtensor
+    from ovtensor import Backend
+    from ovtensor.sdxl import compiled
+
+    early = []
+    importing = compiled._imported
+
+    def watched(name, *rest):
+        if threading.current_thread() is not threading.main_thread():
+            early.append("transformers.models.clip.modeling_clip" not in sys.modules)
+        return importing(name, *rest)
+
+    compiled._imported = watched
+    f32 = Backend("openvino", precision="f32")
+    kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False, cache=sys.argv[1])
+    light = not {"diffusers", "transformers"} & set(sys.modules)
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds) as pipe:
+        hits = [row.cache for row in pipe.ovtensor.report()].count("hit")
+    print(int(light), len(early), int(early[0]), hits)
+"""
+
+
+def test_what_is_cached_is_opened_while_diffusers_is_imported(folder):
+    drawn(cache=folder)
+    assert numbers(_WARM, 4, folder) == [1, 4, 1, 4]
+
+
+def test_what_is_found_wrong_ahead_is_found_wrong_again(folder, monkeypatch):
+    """In the thread that opens the session, where it can be told."""
+    options = {"unet": "torch", "text_encoders": F32, "vae": F32, "verify": True, "cache": folder}
+    with ovtensor.split_backends(load(), progress=False, **options):
+        pass
+    threads = []
+
+    def refuse(name, *_):
+        if name == "text_encoder":
+            threads.append(threading.current_thread() is threading.main_thread())
+            raise ParityError("not as torch does, in this test")
+
+    monkeypatch.setattr(compiled, "demand_parity", refuse)
+    with pytest.raises(ParityError, match="in this test"):
+        ovtensor.split_backends(load(), progress=False, **options).__enter__()
+    assert threads == [False, True]
+    assert not list(ovtensor.ModelCache(folder).path.glob("leases/*"))
+
+
+def test_weights_in_memory_are_hashed_once_if_they_are_not_cached(tmp_path, monkeypatch):
+    hashed = []
+    fingerprint = ovtensor.ModelCache.fingerprint_tensors
+
+    def watched(cache, tensors):
+        hashed.append(len(hashed))
+        return fingerprint(cache, tensors)
+
+    monkeypatch.setattr(ovtensor.ModelCache, "fingerprint_tensors", watched)
+    options = {"unet": "torch", "text_encoders": F32, "vae": F32, "cache": tmp_path}
+    with ovtensor.split_backends(load(), progress=False, **options):
+        # To look them up, and after a conversion once more: they have to be what was looked up.
+        assert len(hashed) == 2 * 3
 
 
 def test_what_was_opened_ahead_is_closed_when_the_first_component_fails(folder, monkeypatch):
     drawn(cache=folder)
     made = []
-    begin = runners.OpenVINORunner.__init__
+    begin = compiled.Compiled.__init__
 
-    def watched(runner, graph, *rest):
-        begin(runner, graph, *rest)
-        made.append(runner)
+    def watched(model, *rest):
+        begin(model, *rest)
+        made.append(model)
 
     def fail(event):
         if event.component == "unet":
@@ -277,15 +344,15 @@ def test_what_was_opened_ahead_is_closed_when_the_first_component_fails(folder, 
                     raise InterruptedError
                 time.sleep(0.01)
 
-    monkeypatch.setattr(runners.OpenVINORunner, "__init__", watched)
+    monkeypatch.setattr(compiled.Compiled, "__init__", watched)
     with pytest.raises(InterruptedError):
         ovtensor.sdxl_pipeline(
             ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=fail
         ).__enter__()
     assert len(made) == 3
-    for runner in made:
+    for model in made:
         with pytest.raises(SessionClosedError):
-            runner(torch.zeros(1, 4, 16, 16))
+            model.infer([np.zeros((1, 4, 16, 16), np.float32)])
     assert not list(ovtensor.ModelCache(folder).path.glob("leases/*"))
 
 

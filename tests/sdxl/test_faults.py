@@ -25,7 +25,7 @@ from ovtensor._disk import temporary_folder
 from ovtensor.cache import store
 from ovtensor.cache.locks import try_hold
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl import runners
+from ovtensor.sdxl import compiled
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
@@ -89,7 +89,7 @@ def test_any_conversion_or_compilation_may_fail(
 def test_an_inference_that_fails_at_some_step(error, converted, monkeypatch):
     with ovtensor.split_backends(load(), unet=F32, cache=converted) as pipe:
         expected = draw(pipe, SCENES[1], num_inference_steps=4)
-        infer, calls = runners._Requests.infer, []
+        infer, calls = compiled._Requests.infer, []
 
         def fails_at_the_third(self, arrays):
             calls.append(self)
@@ -97,7 +97,7 @@ def test_an_inference_that_fails_at_some_step(error, converted, monkeypatch):
                 raise error("broken in this test")
             return infer(self, arrays)
 
-        monkeypatch.setattr(runners._Requests, "infer", fails_at_the_third)
+        monkeypatch.setattr(compiled._Requests, "infer", fails_at_the_third)
         wanted = ComponentError if error is RuntimeError else error
         with pytest.raises(wanted, match="broken in this test"):
             draw(pipe, SCENES[1], num_inference_steps=4)

@@ -14,6 +14,7 @@ from ovtensor import to_numpy
 from ovtensor.cache import ScratchStore
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir, mapped
+from ovtensor.sdxl.compiled import MODEL, Compiled, properties
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
@@ -37,7 +38,7 @@ def compiled(graph, precision="f32"):
     store = ScratchStore()
     options = {"refer": False, "halves": False, "stay_mapped": False}
     entry = store.open({}, lambda folder: ir.write(graph, backend, folder, **options))
-    return OpenVINORunner(graph, entry, store, backend, Events(None), Turns())
+    return OpenVINORunner(graph, Compiled(graph.name, entry, store, backend, Events(None)), Turns())
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,8 @@ def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe
         folder = tmp_path / name
         folder.mkdir()
         ir.write(graph, backend, folder, refer=False, halves=False, stay_mapped=True)
-        properties = {**ir.properties(backend), "PERF_COUNT": True}
-        compiled = core().compile_model(folder / ir.MODEL, "CPU", properties)
+        counting = {**properties(backend), "PERF_COUNT": True}
+        compiled = core().compile_model(folder / MODEL, "CPU", counting)
         request = compiled.create_infer_request()
         weights = mapped.tensors(folder)
         given = [to_numpy(value) for value in graph.probe()]

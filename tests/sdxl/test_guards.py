@@ -13,7 +13,7 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.cache import store
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
-from ovtensor.sdxl import ir, runners
+from ovtensor.sdxl import compiled, ir
 from ovtensor.sdxl.parity import demand_parity
 from sdxl_scenes import SCENES, draw, load
 
@@ -53,7 +53,7 @@ def test_a_compiled_vae_that_overflows_is_compiled_in_f32(eager_pipeline, monkey
     """As with f16 on a GPU, which is not here: the first result of the decoder is made NaN."""
     need("nncf")
     narrow = dataclasses.replace(F32, weights="int8")
-    infer, calls = runners._Requests.infer, []
+    infer, calls = compiled._Requests.infer, []
 
     def overflows_first(self, arrays):
         calls.append([array.shape for array in arrays])
@@ -63,7 +63,7 @@ def test_a_compiled_vae_that_overflows_is_compiled_in_f32(eager_pipeline, monkey
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = eager_pipeline.vae.decode(latents).sample.detach()
     with ovtensor.split_backends(eager_pipeline, unet="torch", vae=narrow, verify=False) as pipe:
-        monkeypatch.setattr(runners._Requests, "infer", overflows_first)
+        monkeypatch.setattr(compiled._Requests, "infer", overflows_first)
         with pytest.warns(UserWarning, match="runs once more in float32"):
             pixels = pipe.vae.decode(latents).sample
         compressed = pipe.vae.decode(latents).sample
@@ -195,6 +195,6 @@ def test_options_that_torch_does_not_have():
 
 
 def test_another_device_than_the_one_asked_for_is_an_error(eager_pipeline, monkeypatch):
-    monkeypatch.setattr(ir, "execution_devices", lambda _compiled: ["GPU.0"])
+    monkeypatch.setattr(compiled, "execution_devices", lambda _compiled: ["GPU.0"])
     with pytest.raises(ComponentError, match=r"would run unet on GPU\.0 and not on CPU"):
         ovtensor.split_backends(eager_pipeline, unet=F32).__enter__()

@@ -31,7 +31,7 @@ def wide(model):
     """Pictures from the same weights, widened before they are converted, and their bytes."""
     own = load()
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        source = sources.folder_sources(model, [name])[name]
+        source = sources.folder_sources(model)[name]
         setattr(own, name, source.load(torch.float32, ()))
     with ovtensor.split_backends(own, **ALL) as pipe:
         pictures = [draw(pipe, scene, num_inference_steps=4) for scene in SCENES[:2]]
@@ -68,10 +68,19 @@ def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):
 
 
 def test_what_a_folder_holds(model, tmp_path):
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    dtypes = {source.halves for source in sources.folder_sources(model, names).values()}
+    found = sources.folder_sources(model)
+    dtypes = {source.halves for source in found.values()}
     assert len(dtypes) == 1
     assert dtypes <= {torch.float16, torch.bfloat16}
-    load(torch.float32).unet.save_pretrained(tmp_path / "unet")
+    unet = load(torch.float32).unet
+    weights = sum(parameter.numel() for parameter in unet.parameters())
+    assert found["unet"].size == weights
     shutil.copy(model / "model_index.json", tmp_path)
-    assert sources.folder_sources(tmp_path, ["unet"])["unet"].halves is None
+    unet.save_pretrained(tmp_path / "unet")
+    wide = sources.folder_sources(tmp_path)["unet"]
+    assert (wide.halves, wide.size) == (None, weights)
+    shutil.rmtree(tmp_path / "unet")
+    unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
+    pickled = sources.folder_sources(tmp_path)["unet"]
+    assert pickled.halves is None
+    assert pickled.size == pytest.approx(2 * weights, rel=0.05)  # as if of 16 bits

@@ -13,7 +13,7 @@ from diffusers.models.activations import GEGLU
 import ovtensor
 from child import needs_proc, numbers
 from ovtensor import Backend, _memory
-from ovtensor.sdxl import graphs, ir, mapped
+from ovtensor.sdxl import compiled, mapped
 from sdxl_scenes import SCENES, draw, load
 
 MAPS = Path("/proc/self/maps")
@@ -44,16 +44,13 @@ def scarce(monkeypatch):
     ],
 )
 def test_where_they_stay(backend, stay, monkeypatch):
-    pipe = load()
-    encoder = graphs.text_encoder_graph("text_encoder", pipe.text_encoder)
-    unet = graphs.unet_graph(pipe.unet)
-    weights = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    weights = 1000
     size = {"f32": 4}.get(backend.precision, 2) * weights
-    assert mapped.stay_mapped(encoder, backend) is stay
+    assert mapped.stay_mapped("text_encoder", weights, backend) is stay
     monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size)
-    assert mapped.stay_mapped(unet, backend) is False
+    assert mapped.stay_mapped("unet", weights, backend) is False
     monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size - 5)
-    assert mapped.stay_mapped(unet, backend) is stay
+    assert mapped.stay_mapped("unet", weights, backend) is stay
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
@@ -78,14 +75,14 @@ def test_all_linear_layers_are_taken_out(tmp_path):
     with ovtensor.split_backends(pipe, cache=tmp_path, **kinds) as lent:
         row = lent.ovtensor.report().to_dict()["unet"]
     gated = [part for part in pipe.unet.modules() if isinstance(part, GEGLU)]
-    (folder,) = (path.parent for path in tmp_path.rglob(ir.MODEL))
+    (folder,) = (path.parent for path in tmp_path.rglob(compiled.MODEL))
     weights = mapped.tensors(folder)
     assert len(weights) == len(layers) + len(gated)  # whose halves are layers of their own
     assert sum(weight.byte_size for weight in weights.values()) == sum(
         layer.weight.nbytes for layer in layers
     )
     assert row["weight_bytes"] == sum(
-        (folder / name).stat().st_size for name in (ir.WEIGHTS, mapped.WEIGHTS)
+        (folder / name).stat().st_size for name in (compiled.WEIGHTS, mapped.WEIGHTS)
     )
 
 

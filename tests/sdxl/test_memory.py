@@ -58,14 +58,14 @@ _TURNS = """
     import ovtensor
     from ovtensor import Backend
     from ovtensor import _memory
-    from ovtensor.sdxl import runners
+    from ovtensor.sdxl import compiled
 
     limit = int(sys.argv[1])
     _memory.memory_limit = lambda: limit
     f32 = Backend("openvino", precision="f32")
     kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False)
     seen = []
-    infer = runners._Requests.infer
+    infer = compiled._Requests.infer
 
     def watched(requests, arrays):
         before = anonymous()
@@ -74,7 +74,7 @@ _TURNS = """
         return results
 
     with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds) as pipe:
-        runners._Requests.infer = watched
+        compiled._Requests.infer = watched
         pipe("a circle", height=1024, width=1024, num_inference_steps=1)
         print(seen[-2][1], *seen[-1], anonymous())
 """

@@ -7,7 +7,8 @@ import pytest
 import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import BackendError, MissingExtraError
-from ovtensor.sdxl import ir, spec
+from ovtensor.sdxl import spec
+from ovtensor.sdxl.compiled import properties
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_auto_precision(device, capabilities, unet, vae, devices):
     settled = spec.resolve(backend, "vae")
     assert settled.precision == vae
     # A device whose own default is f16 computes the VAE in f32 only if it is told to.
-    assert ir.properties(settled)["INFERENCE_PRECISION_HINT"] == vae
+    assert properties(settled)["INFERENCE_PRECISION_HINT"] == vae
 
 
 def test_properties_of_the_callers_win():
@@ -46,7 +47,7 @@ def test_properties_of_the_callers_win():
         precision="f32",
         properties={"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1},
     )
-    assert ir.properties(backend) == {
+    assert properties(backend) == {
         "INFERENCE_PRECISION_HINT": "bf16",
         "INFERENCE_NUM_THREADS": 1,
     }

@@ -79,6 +79,15 @@ class CacheFolder:
             hold = try_hold(self._leases / f"{key}.{os.urandom(8).hex()}")
         return hold
 
+    def lease_at_once(self, key: str) -> Hold | None:
+        """Claim an entry that is there, unless somebody holds its lock."""
+        if not os.path.lexists(self.entry(key)) or (hold := try_hold(self._locks / key)) is None:
+            return None
+        try:
+            return self.lease(key) if os.path.lexists(self.entry(key)) else None
+        finally:
+            hold.release()
+
     def in_use(self, key: str) -> bool:
         """Tell whether a living process claims an entry; what dead ones left goes."""
         alive = [not self._forget_lease(path) for path in self._leases.glob(f"{key}.*")]

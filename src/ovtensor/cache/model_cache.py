@@ -120,17 +120,34 @@ class ModelCache:
             raise InputError("the base of an entry has to be open; it was closed")
         if base is not None and not base.key:  # it is not in the cache, so this could not be found
             return ScratchStore().open(facts, build)
-        if "base" in facts:
-            raise InputError('the fact "base" is what the argument `base` says; leave it out')
-        whole = dict(facts)
-        if base is not None:
-            whole["base"] = {"key": base.key, "content": base.content}
+        whole = _with_base(facts, base)
         key = key_of(whole)
         try:
             return self._entries.open(key, whole, build, base, label)
         except FolderError as failure:
             self._warn_of_folder(failure.__cause__)
         return ScratchStore().open(facts, build)
+
+    def find(self, facts: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
+        """Return the entry of some facts, or None if that takes more than looking.
+
+        Nothing is built or mended or waited for, and nothing is warned of: :meth:`open` is for
+        that.
+
+        Parameters
+        ----------
+        facts, base
+            See :meth:`open`.
+
+        Returns
+        -------
+        Entry or None
+            To be closed. None if there is no such entry, if it is broken, if somebody is at it
+            right now, or if the folder cannot be used.
+        """
+        if base is not None and (base.closed or not base.key):
+            return None
+        return self._entries.find(key_of(_with_base(facts, base)), base)
 
     def fingerprint_files(self, files: Iterable[str | os.PathLike[str]]) -> str:
         """Return a hash of files' names and bytes, in the order of the files.
@@ -218,3 +235,11 @@ class ModelCache:
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"model cache {str(self.path)!r}: {message}", CacheWarning, stacklevel=4)
+
+
+def _with_base(facts: Mapping[str, Any], base: Entry | None) -> dict[str, Any]:
+    if "base" in facts:
+        raise InputError('the fact "base" is what the argument `base` says; leave it out')
+    if base is None:
+        return dict(facts)
+    return {**facts, "base": {"key": base.key, "content": base.content}}

@@ -114,6 +114,10 @@ class Store(Protocol):
         """
         ...
 
+    def find(self, facts: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
+        """Return the entry of some facts if it is there and nobody is at it, or None."""
+        ...
+
     def fingerprint_files(self, files: Iterable[str | os.PathLike[str]]) -> str:
         """Return a hash of files' names and bytes for use among facts."""
         ...
@@ -154,6 +158,15 @@ class ScratchStore:
         return Entry(
             folder, hit=False, key="", content="", release=release, reject=lambda _reason: None
         )
+
+    def find(
+        self,
+        facts: Mapping[str, Any],  # noqa: ARG002
+        *,
+        base: Entry | None = None,  # noqa: ARG002
+    ) -> Entry | None:
+        """Return nothing: nothing is found again."""
+        return None
 
     def fingerprint_files(self, files: Iterable[str | os.PathLike[str]]) -> str:  # noqa: ARG002
         """Return nothing: nothing is found again, so nothing has to be read."""

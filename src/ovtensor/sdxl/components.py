@@ -11,9 +11,10 @@ import torch
 from ovtensor._memory import takes_much
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs
-from ovtensor.sdxl.opening import Opener
+from ovtensor.sdxl.compiled import RunnerStats
 from ovtensor.sdxl.report import ComponentReport, Report
-from ovtensor.sdxl.runners import DeferredRunner, Runner, RunnerStats, TorchRunner
+from ovtensor.sdxl.runners import DeferredRunner, Runner, TorchRunner
+from ovtensor.sdxl.sources import COMPONENTS
 from ovtensor.sdxl.spec import Backend, torch_dtype
 from ovtensor.sdxl.stand_ins import TextEncoderStandIn, UNetStandIn, guarded_vae, vae_stand_in
 from ovtensor.weights import release_weights
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Protocol
 
-    from ovtensor.cache import Store
     from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.lora import Lora
-    from ovtensor.sdxl.runners import Turns
+    from ovtensor.sdxl.opening import Opener
     from ovtensor.sdxl.sources import Source
 
     class Run(Protocol):
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
             ...
 
 
-# The order of conversion is the order of weight, so that the largest one finds the most memory.
-COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -52,26 +50,20 @@ class Builder:
         self,
         backends: Mapping[str, Backend],
         sources: Mapping[str, Source],
-        loras: Sequence[Lora],
-        store: Store,
+        loras: Mapping[str, Sequence[Lora]],
+        opener: Opener,
         events: Events,
-        turns: Turns,
-        verify: bool | None,
         undo: contextlib.ExitStack,
     ) -> None:
         self._backends = backends
         self._sources = dict(sources)
-        self._loras = {
-            name: [lora for lora in loras if name in lora.tensors] for name in self._sources
-        }
+        self._loras = loras
+        self._opener = opener
         self._events = events
         self._undo = undo
         self._precisions: dict[str, str] = {}
         self._stats: dict[str, list[Callable[[], RunnerStats]]] = {}
         undo.callback(self._sources.clear)  # they may hold modules, and this outlives them
-        self._opener = Opener(backends, sources, self._loras, store, events, turns, verify)
-        undo.callback(self._opener.close)
-        self._opener.look_ahead()
 
     def build(self, name: str, original: Any, interface: torch.dtype, *, encodes: bool) -> Any:
         """What takes the place of ``original``, or ``original`` itself if nothing has to.
@@ -85,7 +77,7 @@ class Builder:
             If it cannot be converted, compiled or run.
         """
         backend, source = self._backends[name], self._sources[name]
-        loras = self._loras[name]
+        loras = self._loras.get(name, ())
         self._stats[name] = []
         if backend.kind == "openvino":
             self._precisions[name] = backend.precision
@@ -93,7 +85,7 @@ class Builder:
 
             def compiled(make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
                 wide = dataclasses.replace(backend, precision="f32", weights=None)
-                return self._opener.open(name, make, wide if in_f32 else backend)
+                return self._opener.open(source, loras, make, wide if in_f32 else backend)
 
             return self._stand_in(name, source.skeleton, interface, compiled, narrow, encodes)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from openvino.frontend.pytorch import ModuleExtension
 
+from ovtensor.sdxl.spec import HALVES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def widen_the_rest(module: torch.nn.Module) -> None:

@@ -39,21 +39,25 @@ def structure(module: torch.nn.Module) -> str | None:
         if altered(part):
             return None
         described = [
-            (key, told)
+            (key, said)
             for key, value in sorted(vars(part).items())
-            if key not in _SILENT and (told := _described(value)) is not ...
+            if key not in _SILENT and (said := _described(value)) is not ...
         ]
         digest.update(json.dumps([name, qualified_name(type(part)), described]).encode())
     return digest.hexdigest()
 
 
 def config_of(module: Any) -> Any:
-    """A component's config as JSON has it, without where it came from and what saved it."""
+    """What :func:`told` gives for a component's config."""
     config = module.config
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    told = {key: value for key, value in values.items() if not key.startswith("_")}
-    told.pop("transformers_version", None)
-    return json.loads(json.dumps(told, default=str))
+    return told(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+
+
+def told(config: dict[str, Any]) -> Any:
+    """A config as JSON has it, without where it came from and what saved it."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    kept.pop("transformers_version", None)
+    return json.loads(json.dumps(kept, default=str))
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A graph as an OpenVINO model on disk: written from torch, compiled for a device.
+"""A graph as an OpenVINO model on disk, written from torch.
 
 Weights are stored in the precision that the device executes, or in 16 bits that are widened to it
 exactly, and stay mapped from the file. A file also bounds what a conversion takes: torch's weights
@@ -8,39 +8,32 @@ can go before the compilation starts.
 from __future__ import annotations
 
 import contextlib
-import io
 import signal
 import threading
 import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import openvino as ov
 import torch
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import mapped
+from ovtensor.sdxl.compiled import MODEL, REFERENCE
 from ovtensor.sdxl.gated import gates_apart
 from ovtensor.sdxl.halves import linear_in_halves
-from ovtensor.sdxl.spec import Backend, core, device_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from ovtensor.cache import Entry, Store
     from ovtensor.sdxl.graphs import Graph
-
-MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
-BLOB = "compiled.blob"
-# Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 4
+    from ovtensor.sdxl.spec import Backend
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
@@ -183,140 +176,6 @@ def _is_one(value: ov.Output) -> bool:
 
 def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:
     return tuple(entry.example for entry in graph.inputs)
-
-
-def properties(backend: Backend) -> dict[str, Any]:
-    """What a model is compiled with."""
-    return {"INFERENCE_PRECISION_HINT": backend.precision, **backend.properties}
-
-
-def compile_for(
-    name: str,
-    entry: Entry,
-    store: Store,
-    backend: Backend,
-    shapes: Sequence[tuple[int, ...]] | None,
-) -> ov.CompiledModel:
-    """Compile what :func:`write` left in ``entry``, for any shapes or for given ones.
-
-    If the entry is in a cache, so is the compiled model: as a blob that takes the weights from
-    the entry, where the device can write one.
-
-    Raises
-    ------
-    ComponentError
-        If OpenVINO cannot, or would run it on another device than the one that was asked for.
-    """
-    if not entry.key or not _writes_blobs(backend.device):
-        return _compiled(name, entry.folder, backend, shapes, properties(backend))
-    given = {"CACHE_MODE": "OPTIMIZE_SIZE", **properties(backend)}
-    facts = {
-        "kind": "blob",
-        "graph": name,
-        "device": _device_facts(backend.device),
-        "properties": {key: str(value) for key, value in given.items()},
-        "shapes": None if shapes is None else [list(shape) for shape in shapes],
-        "openvino": ov.__version__,
-    }
-    fresh: list[ov.CompiledModel] = []
-
-    def build(folder: Path) -> None:
-        fresh.append(_compiled(name, entry.folder, backend, shapes, given))
-        stream = io.BytesIO()
-        fresh[0].export_model(stream)
-        (folder / BLOB).write_bytes(stream.getbuffer())
-
-    with store.open(
-        facts, build, base=entry, label=f"{name} compiled for {backend.device}"
-    ) as blob:
-        if fresh:
-            return fresh[0]
-        try:
-            # The blob holds no properties: they have to be those of the compilation.
-            compiled = core().import_model(
-                (blob.folder / BLOB).read_bytes(),
-                backend.device,
-                {**given, "WEIGHTS_PATH": str(entry.folder / WEIGHTS)},
-            )
-            demand_device(name, compiled, backend)
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is another way
-            blob.reject(f"OpenVINO does not take the compiled {name}: {error}")
-            return _compiled(name, entry.folder, backend, shapes, given)
-        return compiled
-
-
-def _compiled(
-    name: str,
-    folder: Path,
-    backend: Backend,
-    shapes: Sequence[tuple[int, ...]] | None,
-    given: Mapping[str, Any],
-) -> ov.CompiledModel:
-    try:
-        model = core().read_model(folder / MODEL)
-        if shapes is not None:
-            given_first = model.inputs[: len(shapes)]  # weights that stay mapped follow
-            model.reshape(
-                {
-                    port: ov.PartialShape(list(shape))
-                    for port, shape in zip(given_first, shapes, strict=True)
-                }
-            )
-        compiled = core().compile_model(model, backend.device, dict(given))
-    except Exception as error:
-        raise ComponentError(
-            f"OpenVINO could not compile {name} for {backend.device} with {dict(given)}: {error}"
-        ) from error
-    demand_device(name, compiled, backend)
-    return compiled
-
-
-def _writes_blobs(device: str) -> bool:
-    capabilities = device_properties(device).get("OPTIMIZATION_CAPABILITIES", ())
-    return "EXPORT_IMPORT" in capabilities
-
-
-def _device_facts(device: str) -> dict[str, str]:
-    """What tells a device and its driver from others, as far as it says so."""
-    told = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION", "UUID")
-    return {
-        key: str(value) for key, value in device_properties(device).items() if key.endswith(told)
-    }
-
-
-def demand_device(name: str, compiled: ov.CompiledModel, backend: Backend) -> None:
-    """Raise ``ComponentError`` unless a compiled model runs on the device that it is for."""
-    devices = execution_devices(compiled)
-    kind = backend.device.partition(":")[0].partition(".")[0]
-    if kind in ("AUTO", "MULTI", "HETERO"):  # theirs to choose
-        return
-    others = [device for device in devices if device.partition(".")[0] != kind]
-    if others:
-        raise ComponentError(
-            f"OpenVINO would run {name} on {', '.join(others)} and not on {backend.device}; "
-            f"ask for {others[0]!r} if that is right"
-        )
-
-
-def execution_devices(compiled: ov.CompiledModel) -> list[str]:
-    """The devices that a compiled model runs on."""
-    return [str(device) for device in compiled.get_property("EXECUTION_DEVICES")]
-
-
-def reference(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Inputs of a small forward, and what torch made of them when the model was written."""
-    tensors: Mapping[str, torch.Tensor] = load_file(folder / REFERENCE)
-
-    def numbered(kind: str) -> tuple[torch.Tensor, ...]:
-        count = sum(name.startswith(kind) for name in tensors)
-        return tuple(tensors[f"{kind}.{index}"] for index in range(count))
-
-    return numbered("input"), numbered("output")
-
-
-def numpy_dtype(example: torch.Tensor) -> np.dtype[np.generic]:
-    """The dtype that a converted graph wants where it was traced with ``example``."""
-    return np.dtype(np.float32 if example.is_floating_point() else np.int64)
 
 
 @contextlib.contextmanager

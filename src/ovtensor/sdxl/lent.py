@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ovtensor.errors import InputError, NonFiniteError
+from ovtensor.errors import InputError, NonFiniteError, SessionClosedError
 from ovtensor.sdxl.events import Event
 
 if TYPE_CHECKING:
@@ -135,6 +135,25 @@ class _Watch:
         if self._callback is None:
             return {}
         return self._callback(pipe, step, timestep, {name: tensors[name] for name in self._wanted})
+
+
+class ClosedComponent:
+    """What a pipeline finds in place of its components after its session was closed."""
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["name"] = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # copy, pickle and repr ask for what need not be there
+            raise AttributeError(attribute)
+        raise SessionClosedError(
+            f"the pipeline's {self.__dict__['name']} was released when its session was closed; "
+            f"use the pipeline inside the `with` block, or open a new session"
+        )
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raise ``SessionClosedError``."""
+        return self.forward
 
 
 def _run(own: Any, pipe: Any, events: Events, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

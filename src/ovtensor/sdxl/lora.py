@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ from diffusers.utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
-    recurse_remove_peft_layers,
     scale_lora_layers,
 )
 
 from ovtensor.errors import InputError, MissingExtraError, ModelError
+from ovtensor.sdxl.adapters import merge_adapters
 
 if TYPE_CHECKING:
     import os
@@ -111,22 +110,6 @@ def read(given: Iterable[Given], modules: Mapping[str, Any]) -> tuple[Lora, ...]
     return tuple(loras)
 
 
-def has_adapters(module: torch.nn.Module) -> bool:
-    """Whether peft has put adapters into a module."""
-    return any(_is_adapter(layer) for layer in module.modules())
-
-
-def merge_adapters(module: Any) -> None:
-    """Merge adapters into the weights as far as they are active, and take peft's layers out."""
-    for layer in module.modules():
-        if _is_adapter(layer) and not layer.disable_adapters:
-            layer.merge(safe_merge=True)
-    recurse_remove_peft_layers(module)
-    if hasattr(module, "peft_config"):
-        del module.peft_config
-        module._hf_peft_config_loaded = False  # noqa: SLF001 - as diffusers' unload_lora does
-
-
 def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
     name = "(a state dict)" if hasattr(source, "items") else repr(str(source))
     try:
@@ -181,12 +164,6 @@ def _in_peft_format(component: str, state: dict[str, torch.Tensor]) -> dict[str,
         else convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
     )
     return converted
-
-
-def _is_adapter(layer: Any) -> bool:
-    # Without peft in memory no layer can be one of its own.
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    return tuners is not None and isinstance(layer, tuners.BaseTunerLayer)
 
 
 def _listing(keys: list[str]) -> str:

@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ovtensor.sdxl.graphs import Graph
     from ovtensor.sdxl.spec import Backend
 
 WEIGHTS = "linear.safetensors"
 _SIZES = {"f32": 4, "bf16": 2}  # bytes of a weight's copy; in float16 it was not tried
 
 
-def stay_mapped(graph: Graph, backend: Backend) -> bool:
-    """Whether the weights of ``graph`` are taken out of it for ``backend``.
+def stay_mapped(graph: str, weights: int, backend: Backend) -> bool:
+    """Whether the ``weights``, so many, of a ``graph`` are taken out of it for ``backend``.
 
     Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
     UNet runs at every step: its weights are if their copies would take over a fifth of the memory.
@@ -42,8 +41,7 @@ def stay_mapped(graph: Graph, backend: Backend) -> bool:
     size = _SIZES.get(backend.precision)
     if backend.device != "CPU" or backend.weights is not None or size is None:
         return False
-    copies = size * sum(parameter.numel() for parameter in graph.module.parameters())
-    return graph.name != "unet" or takes_much(copies)
+    return graph != "unet" or takes_much(size * weights)
 
 
 def take_out(model: ov.Model, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Any
 from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ModelError
-from ovtensor.sdxl import graphs, ir, mapped
-from ovtensor.sdxl.events import Events
-from ovtensor.sdxl.halves import widen_the_rest
+from ovtensor.sdxl import mapped
+from ovtensor.sdxl.compiled import FORMAT, Compiled, find_compiled
 from ovtensor.sdxl.identity import versions
-from ovtensor.sdxl.parity import demand_parity
 from ovtensor.sdxl.runners import OpenVINORunner
 from ovtensor.sdxl.spec import Backend, torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
+    from typing import TypeAlias
 
+    import torch
+
+    from ovtensor.sdxl.events import Events
+    from ovtensor.sdxl.graphs import Graph
     from ovtensor.sdxl.lora import Lora
     from ovtensor.sdxl.runners import Turns
     from ovtensor.sdxl.sources import Source
 
-
-class _NotCachedError(Exception):
-    """A component is not in the cache, and this is not the time to convert it."""
+    Facts: TypeAlias = dict[str, Any] | None
 
 
 class Opener:
@@ -39,51 +40,54 @@ class Opener:
     def __init__(
         self,
         backends: Mapping[str, Backend],
-        sources: Mapping[str, Source],
-        loras: Mapping[str, Sequence[Lora]],
         store: Store,
         events: Events,
         turns: Turns,
         verify: bool | None,
     ) -> None:
         self._backends = backends
-        self._sources = dict(sources)
-        self._loras = loras
         self._store = store
         self._events = events
         self._turns = turns
         self._verify = verify
-        self._ahead: dict[str, Future[OpenVINORunner | None]] = {}
+        self._ahead: dict[str, Future[_Found]] = {}
 
-    def look_ahead(self) -> None:
-        """Open what is cached of the later components in a thread, while the first is built.
+    def look_ahead(
+        self, sources: Iterable[tuple[str, Source]], loras: Mapping[str, Sequence[Lora]]
+    ) -> None:
+        """Begin to open what is cached of some components, one after another.
 
-        That one is the largest, and a graph is compiled by one core.
+        In one thread: the graph that :meth:`open` is called for, or what is imported meanwhile, is
+        the work of another core.
         """
         if isinstance(self._store, ScratchStore):
             return
         pool = ThreadPoolExecutor(1, thread_name_prefix="ovtensor-cache")
-        for name in list(self._sources)[1:]:
+        for name, source in sources:
             backend = self._backends[name]
-            if backend.kind == "openvino" and not backend.static_shapes:
-                graph_name, make = _later_graph(name)
-                self._ahead[graph_name] = pool.submit(self._cached, name, make)
+            if not backend.static_shapes:
+                graph = "vae_decoder" if name == "vae" else name
+                given = loras.get(name, ())
+                self._ahead[graph] = pool.submit(self._look, graph, source, given, backend)
         pool.shutdown(wait=False)
 
     def close(self) -> None:
-        """Close what was opened ahead and not asked for, and forget the sources."""
+        """Close what was opened ahead and not asked for."""
         for future in self._ahead.values():
             if future.cancel() or future.exception() is not None:
                 continue
-            if (runner := future.result()) is not None:
-                runner.close()
+            if (compiled := future.result().compiled) is not None:
+                compiled.close()
         self._ahead.clear()
-        self._sources.clear()  # they may hold modules
 
     def open(
-        self, name: str, make: Callable[[Any], graphs.Graph], backend: Backend
+        self,
+        source: Source,
+        loras: Sequence[Lora],
+        make: Callable[[Any], Graph],
+        backend: Backend,
     ) -> OpenVINORunner:
-        """Compile a graph of the component ``name``, converted if it is not in the cache.
+        """Compile a graph of a component, converted if it is not in the cache.
 
         ``make`` gives it for a module, or its skeleton.
 
@@ -96,129 +100,147 @@ class Opener:
         ParityError
             If it does not compute what torch does.
         """
-        graph = make(self._sources[name].skeleton)
+        graph = make(source.skeleton)
         ahead = self._ahead.get(graph.name)
-        runner = None if ahead is None else ahead.result()
-        self._ahead.pop(graph.name, None)  # not before: what interrupts the wait leaves it to close
-        if runner is None:
-            runner = self._opened(name, graph, make, backend, self._events)
-            ahead = None
+        if ahead is None:
+            found = _Found(self._facts(graph.name, source, loras, backend))
+        else:
+            found = ahead.result()
+            del self._ahead[graph.name]  # not before: what interrupts the wait leaves it to close
+        compiled = found.compiled
+        if compiled is None:
+            compiled = self._converted(graph.name, source, loras, make, backend, found.facts)
         try:
-            if ahead is not None:
-                self._events.passed("compile", graph.name, runner.stats.compile_seconds)
-            if self._verifies(backend):
-                given, expected = runner.reference()
+            if found.compiled is not None:
+                self._events.passed("compile", graph.name, compiled.stats.compile_seconds)
+                if self._verifies(backend):
+                    self._events.passed("warm-up", graph.name, found.check_seconds)
+            elif self._verifies(backend):
                 with self._events.stage("warm-up", graph.name):
-                    demand_parity(graph.name, backend, expected, runner(*given))
+                    compiled.check()
         except BaseException:
-            runner.close()
+            compiled.close()
             raise
-        return runner
+        return OpenVINORunner(graph, compiled, self._turns)
 
     def _verifies(self, backend: Backend) -> bool:
         return _rounds(backend) if self._verify is None else self._verify
 
-    def _cached(self, name: str, make: Callable[[Any], graphs.Graph]) -> OpenVINORunner | None:
-        """What takes no conversion, or None; whatever is wrong with it comes up again without."""
-        backend = self._backends[name]
-        try:
-            graph = make(self._sources[name].skeleton)
-            return self._opened(name, graph, None, backend, Events(None))
-        except Warning:  # an error where somebody wants that, and not given twice
-            raise
-        except Exception:  # noqa: BLE001
-            return None
+    def _look(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:
+        """Find what takes no conversion and no compilation.
 
-    def _opened(
-        self,
-        name: str,
-        graph: graphs.Graph,
-        make: Callable[[Any], graphs.Graph] | None,
-        backend: Backend,
-        events: Events,
-    ) -> OpenVINORunner:
-        """A compiled graph, converted by way of ``make`` or only if that has been done already."""
+        If something is wrong with it, that comes up again in the thread that opens the session.
+        """
         start = time.perf_counter()
-        source, loras = self._sources[name], self._loras[name]
-        verify = self._verifies(backend)
-        dtype = torch_dtype(backend.precision)
-        # LoRAs are added in float32, and a reference is what torch computes with these weights.
-        halves = None if _rounds(backend) or verify or loras else source.halves
-        stay_mapped = mapped.stay_mapped(graph, backend)
-        facts = self._facts(name)
-        if facts is not None:
-            facts |= {
-                "graph": graph.name,
-                "precision": backend.precision,
-                "compression": backend.weights,
-                "halves": str(halves),
-                "mapped": stay_mapped,
-                "reference": verify,
-            }
+        found = _Found(self._facts(graph, source, loras, backend))
+        entry = None if found.facts is None else self._store.find(found.facts)
+        if entry is None:
+            return found
+        compiled = None
+        try:
+            looked_up = time.perf_counter()
+            model = find_compiled(graph, entry, self._store, backend)
+            if model is not None:
+                compiled = Compiled(graph, entry, self._store, backend, self._events, model)
+                ready = time.perf_counter()
+                compiled.stats.convert_seconds = looked_up - start
+                compiled.stats.compile_seconds = ready - looked_up
+                if self._verifies(backend):
+                    compiled.check()
+                found.compiled, found.check_seconds = compiled, time.perf_counter() - ready
+        except Exception:  # noqa: BLE001
+            pass
+        if found.compiled is None:
+            (compiled or entry).close()
+        return found
 
+    def _converted(
+        self,
+        graph: str,
+        source: Source,
+        loras: Sequence[Lora],
+        make: Callable[[Any], Graph],
+        backend: Backend,
+        facts: Facts,
+    ) -> Compiled:
+        """A compiled graph, converted by way of ``make`` unless ``facts`` are in the cache."""
+        start = time.perf_counter()
+        halves = self._halves(source, loras, backend)
         lasting: list[weakref.ref[Any]] = []
 
         def write(folder: Path) -> None:
-            if make is None:
-                raise _NotCachedError
-            with events.stage("load", graph.name):
-                module = source.load(halves or dtype, loras)
+            # What a conversion takes, which a warm start does without.
+            from ovtensor.sdxl import ir
+            from ovtensor.sdxl.halves import widen_the_rest
+
+            with self._events.stage("load", graph):
+                module = source.load(halves or torch_dtype(backend.precision), loras)
                 lasting.append(weakref.ref(module))
                 if halves is not None:
                     widen_the_rest(module)
             # What is kept under these facts has to be made of them.
-            if facts is not None and not facts.items() >= (self._facts(name) or {}).items():
+            if facts is not None and facts != self._facts(graph, source, loras, backend):
                 raise ModelError(
-                    f"the weights of {graph.name} changed while they were loaded; wait until "
+                    f"the weights of {graph} changed while they were loaded; wait until "
                     f"nobody writes to them, and try again"
                 )
-            with events.stage("convert", graph.name):
+            with self._events.stage("convert", graph):
                 ir.write(
                     make(module),
                     backend,
                     folder,
-                    refer=verify,
+                    refer=self._verifies(backend),
                     halves=halves is not None,
-                    stay_mapped=stay_mapped,
+                    stay_mapped=mapped.stay_mapped(graph, source.size, backend),
                 )
 
         store = ScratchStore() if facts is None else self._store
-        entry = store.open(facts or {}, write, label=f"{graph.name} in {backend.precision}")
+        entry = store.open(facts or {}, write, label=f"{graph} in {backend.precision}")
         if not entry.hit:  # so that torch's weights make room for the compilation
             give_back(collect=any(module() is not None for module in lasting))
         seconds = time.perf_counter() - start
         try:
-            runner = OpenVINORunner(graph, entry, store, backend, events, self._turns)
+            compiled = Compiled(graph, entry, store, backend, self._events)
         except BaseException:
             entry.close()
             raise
-        runner.stats.convert_seconds = seconds
-        if entry.key:
-            runner.stats.cache = "hit" if entry.hit else "miss"
-        return runner
+        compiled.stats.convert_seconds = seconds
+        return compiled
 
-    def _facts(self, name: str) -> dict[str, Any] | None:
-        """Everything about weights that can change a converted graph; None if that is not known."""
-        weights = self._sources[name].facts(self._store)
+    def _halves(
+        self, source: Source, loras: Sequence[Lora], backend: Backend
+    ) -> torch.dtype | None:
+        """The dtype of 16 bits in which linear layers are converted for float32, if they are."""
+        # LoRAs are added in float32, and a reference is what torch computes with these weights.
+        computed = _rounds(backend) or self._verifies(backend) or loras
+        return None if computed else source.halves
+
+    def _facts(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> Facts:
+        """All that can change a converted graph; None if that of its weights is not known."""
+        weights = source.facts(self._store)
         if weights is None:
             return None
-        loras = self._loras[name]
-        involved = ["peft"] * bool(loras)
-        involved += ["nncf"] * (self._backends[name].weights == "int8")
+        involved = ["peft"] * bool(loras) + ["nncf"] * (backend.weights == "int8")
         return {
             "kind": "ir",
-            "format": ir.FORMAT,
+            "format": FORMAT,
+            "graph": graph,
             "weights": weights,
-            "loras": [lora.facts(name, self._store) for lora in loras],
+            "loras": [lora.facts(graph, self._store) for lora in loras],
+            "precision": backend.precision,
+            "compression": backend.weights,
+            "halves": str(self._halves(source, loras, backend)),
+            "mapped": mapped.stay_mapped(graph, source.size, backend),
+            "reference": self._verifies(backend),
             "versions": versions(*involved),
         }
 
 
-def _later_graph(name: str) -> tuple[str, Callable[[Any], graphs.Graph]]:
-    """The graph that a component which follows the first one needs at once: its name, its maker."""
-    if name == "vae":
-        return "vae_decoder", graphs.vae_decoder_graph
-    return name, functools.partial(graphs.text_encoder_graph, name)
+@dataclasses.dataclass(slots=True)
+class _Found:
+    facts: Facts
+    compiled: Compiled | None = None
+    check_seconds: float = 0.0
 
 
 def _rounds(backend: Backend) -> bool:

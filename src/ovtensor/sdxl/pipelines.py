@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ovtensor.cache import store_of
-from ovtensor.sdxl.loading import task_class
 from ovtensor.sdxl.session import Session
 from ovtensor.sdxl.spec import Backend, resolve
+from ovtensor.sdxl.tasks import check_task
 
 if TYPE_CHECKING:
     import os
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from ovtensor.cache import ModelCache
     from ovtensor.sdxl.events import Event
-    from ovtensor.sdxl.loading import Task
     from ovtensor.sdxl.lora import Given
     from ovtensor.sdxl.session import Pipe
+    from ovtensor.sdxl.tasks import Task
 
 
 def sdxl_pipeline(
@@ -106,6 +106,7 @@ def sdxl_pipeline(
     >>> image.size
     (128, 128)
     """
+    check_task(task)
     backends = {
         "unet": Backend.of(unet, "unet"),
         "vae": Backend.of(vae, "vae"),
@@ -115,7 +116,7 @@ def sdxl_pipeline(
     return Session(
         model,
         {name: resolve(backend, name) for name, backend in backends.items()},
-        task=task_class(task),
+        task=task,
         loras=loras,
         store=store_of(cache),
         verify=verify,

@@ -6,46 +6,22 @@ tensors that belong to the caller: no later call writes to them.
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import dataclasses
 import threading
-import time
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from ovtensor._convert import to_numpy
 from ovtensor._memory import give_back, memory_is_scarce
-from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl import ir, mapped
+from ovtensor.errors import ComponentError
+from ovtensor.sdxl.compiled import RunnerStats, closed_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    import openvino as ov
-
-    from ovtensor.cache import Entry, Store
-    from ovtensor.sdxl.events import Events
+    from ovtensor.sdxl.compiled import Compiled
     from ovtensor.sdxl.graphs import Graph
-    from ovtensor.sdxl.spec import Backend
-
-# How many shapes a graph of static shapes stays compiled for: two sizes with and without guidance.
-STATIC_SHAPES = 4
-
-
-@dataclasses.dataclass(slots=True)
-class RunnerStats:
-    """What a runner has cost so far; seconds are wall-clock."""
-
-    convert_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    compiles: int = 0
-    inferences: int = 0
-    weight_bytes: int = 0
-    execution_devices: tuple[str, ...] = ()
-    cache: Literal["off", "hit", "miss"] = "off"
 
 
 class Runner(Protocol):
@@ -84,7 +60,7 @@ class TorchRunner:
         """See :class:`Runner`."""
         module = self._module
         if module is None:
-            raise _closed(self.name)
+            raise closed_error(self.name)
         with torch.no_grad():
             outputs: tuple[torch.Tensor, ...] = module(*inputs)
         with self._counting:
@@ -116,7 +92,7 @@ class DeferredRunner:
         """Make the runner now."""
         with self._making:
             if self._closed:
-                raise _closed(self.name)
+                raise closed_error(self.name)
             if self._runner is None:
                 self._runner = self._make()
             return self._runner
@@ -146,15 +122,15 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._last: OpenVINORunner | None = None
+        self._last: Compiled | None = None
 
-    def take(self, runner: OpenVINORunner) -> None:
-        """Have what was called before ``runner`` give back what it computed in, to the system.
+    def take(self, model: Compiled) -> None:
+        """Have what was called before ``model`` give back what it computed in, to the system.
 
         That may have been a component on torch: the allocator keeps what it has freed.
         """
-        last, self._last = self._last, runner
-        if last is not runner and memory_is_scarce():
+        last, self._last = self._last, model
+        if last is not model and memory_is_scarce():
             if last is not None:
                 last.rest()
             give_back(collect=False)
@@ -168,77 +144,29 @@ class Turns:
             give_back(collect=False)
 
 
-class _Requests:
-    """A compiled model and its idle requests; each call takes one for itself."""
-
-    def __init__(self, compiled: ov.CompiledModel, weights: Mapping[str, ov.Tensor]) -> None:
-        self._compiled = compiled
-        self._weights = weights
-        self._idle: collections.deque[ov.InferRequest] = collections.deque()
-
-    def infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        try:  # popping and appending are atomic
-            request = self._idle.pop()
-        except IndexError:
-            request = self._compiled.create_infer_request()
-            for name, tensor in self._weights.items():
-                request.set_tensor(name, tensor)
-        # Results are copied out of the request's memory: the caller owns them. If this raises, the
-        # request is dropped and not pooled: nothing is known of the state it is in.
-        results = request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=False)
-        self._idle.append(request)
-        return [results[index] for index in range(len(results))]
-
-    def rest(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it runs, and needs that memory
-            self._compiled.release_memory()
-
-
 class OpenVINORunner:
-    """Compiles what :func:`ir.write` left in an entry; several threads may call it at once.
-
-    The entry is closed with it.
-
-    With ``backend.static_shapes`` it compiles for the shapes of each call, and keeps the
-    ``STATIC_SHAPES`` most recently used ones.
+    """Runs a graph that is compiled, which is closed with it.
 
     OpenVINO's fused attention on the CPU goes wrong for good when the first sequence that it
     attends to has a single element: every later, longer one gives garbage, without an error. So a
     call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        entry: Entry,
-        store: Store,
-        backend: Backend,
-        events: Events,
-        turns: Turns,
-    ) -> None:
+    def __init__(self, graph: Graph, compiled: Compiled, turns: Turns) -> None:
         self.name = graph.name
-        self.backend = backend
-        files = [entry.folder / name for name in (ir.WEIGHTS, mapped.WEIGHTS)]
-        self.stats = RunnerStats(
-            weight_bytes=sum(path.stat().st_size for path in files if path.exists())
-        )
-        self._weights = mapped.tensors(entry.folder)
-        self._shortest_keys = graph.shortest_keys
-        self._dtypes = [ir.numpy_dtype(entry.example) for entry in graph.inputs]
-        self._entry = entry
-        self._store = store
-        self._events = events
+        self.stats = compiled.stats
+        self._compiled = compiled
         self._turns = turns
-        self._changing = threading.Lock()  # of what is below, and of the counts
-        self._compiled: collections.OrderedDict[object, _Requests] = collections.OrderedDict()
-        self._closed = False
-        if not backend.static_shapes:
-            self._requests_for(None)
+        self._shortest_keys = graph.shortest_keys
+        self._dtypes = [
+            np.dtype(np.float32 if entry.example.is_floating_point() else np.int64)
+            for entry in graph.inputs
+        ]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See :class:`Runner`."""
-        if self._closed:
-            raise _closed(self.name)
+        if self._compiled.closed:
+            raise closed_error(self.name)
         if self._shortest_keys(*inputs) < 2:
             raise ComponentError(
                 f"{self.name} was called on inputs of shapes {[tuple(x.shape) for x in inputs]}, "
@@ -249,62 +177,9 @@ class OpenVINORunner:
             np.ascontiguousarray(to_numpy(value, dtype=dtype))
             for value, dtype in zip(inputs, self._dtypes, strict=True)
         ]
-        shapes = tuple(array.shape for array in arrays) if self.backend.static_shapes else None
-        requests = self._requests_for(shapes)
-        self._turns.take(self)
-        try:
-            results = requests.infer(arrays)
-        except RuntimeError as error:
-            raise ComponentError(
-                f"OpenVINO failed to run {self.name} on inputs of shapes "
-                f"{[array.shape for array in arrays]}: {error}"
-            ) from error
-        with self._changing:
-            self.stats.inferences += 1
-        return tuple(torch.from_numpy(result) for result in results)
-
-    def reference(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Inputs of a small forward and what torch made of them, if the entry has that."""
-        return ir.reference(self._entry.folder)
-
-    def rest(self) -> None:
-        """Give back what it computed in; the next call takes it anew.
-
-        With static shapes it keeps it: OpenVINO does not allocate it a second time then, and the
-        next inference would fail.
-        """
-        requests = None if self.backend.static_shapes else self._compiled.get(None)
-        if requests is not None:
-            requests.rest()
+        self._turns.take(self._compiled)
+        return tuple(torch.from_numpy(result) for result in self._compiled.infer(arrays))
 
     def close(self) -> None:
         """See :class:`Runner`."""
-        with self._changing:
-            self._closed = True
-            self._compiled.clear()
-            self._weights = {}
-        self._entry.close()
-
-    def _requests_for(self, shapes: tuple[tuple[int, ...], ...] | None) -> _Requests:
-        with self._changing:
-            if self._closed:
-                raise _closed(self.name)
-            if shapes in self._compiled:
-                self._compiled.move_to_end(shapes)
-                return self._compiled[shapes]
-            start = time.perf_counter()
-            with self._events.stage("compile", self.name):
-                compiled = ir.compile_for(self.name, self._entry, self._store, self.backend, shapes)
-            self.stats.compile_seconds += time.perf_counter() - start
-            self.stats.compiles += 1
-            self.stats.execution_devices = tuple(ir.execution_devices(compiled))
-            self._compiled[shapes] = _Requests(compiled, self._weights)
-            if len(self._compiled) > STATIC_SHAPES:
-                self._compiled.popitem(last=False)
-            return self._compiled[shapes]
-
-
-def _closed(name: str) -> SessionClosedError:
-    return SessionClosedError(
-        f"{name} was called after its session was closed; use the pipeline inside the `with` block"
-    )
+        self._compiled.close()

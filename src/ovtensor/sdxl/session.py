@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -18,26 +19,30 @@ import torch
 
 from ovtensor._memory import give_back, uncollected
 from ovtensor.errors import InputError, SessionClosedError
-from ovtensor.sdxl import lora
-from ovtensor.sdxl.components import COMPONENTS, Builder
 from ovtensor.sdxl.events import Events
-from ovtensor.sdxl.lent import copied, lend
-from ovtensor.sdxl.loading import check_pipeline, load_pipeline, model_folder
+from ovtensor.sdxl.folders import model_folder
+from ovtensor.sdxl.lent import ClosedComponent, copied, lend
+from ovtensor.sdxl.opening import Opener
 from ovtensor.sdxl.runners import Turns
-from ovtensor.sdxl.sources import ModuleSource, Source, folder_sources
+from ovtensor.sdxl.sources import COMPONENTS, ModuleSource, Source, folder_sources
 from ovtensor.sdxl.spec import Backend, torch_dtype
-from ovtensor.sdxl.stand_ins import ClosedComponent
+from ovtensor.sdxl.tasks import task_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from ovtensor.cache import Store
+    from ovtensor.sdxl.components import Builder
     from ovtensor.sdxl.events import Event
-    from ovtensor.sdxl.lora import Given
+    from ovtensor.sdxl.lora import Given, Lora
     from ovtensor.sdxl.report import Report
+    from ovtensor.sdxl.sources import FolderSource
+    from ovtensor.sdxl.tasks import Task
 
 Pipe = TypeVar("Pipe")
+S = TypeVar("S", bound="Source")
 
 
 class Session(Generic[Pipe]):
@@ -52,7 +57,7 @@ class Session(Generic[Pipe]):
         model: str | os.PathLike[str] | Pipe,
         backends: dict[str, Backend],
         *,
-        task: type | None,
+        task: Task | type | None,
         loras: Sequence[Given],
         store: Store,
         verify: bool | None,
@@ -138,23 +143,37 @@ class Session(Generic[Pipe]):
 
     def _open(self, undo: contextlib.ExitStack) -> Any:
         owned = isinstance(self._model, str | os.PathLike)
+        turns = Turns()
+        opener = Opener(self._backends, self._store, self._events, turns, self._verify)
+        undo.callback(opener.close)
         with self._events.bar(_disabled(self._progress)):
-            pipe, sources = self._loaded(undo) if owned else self._borrowed(undo)
+            folder = model_folder(self._model) if owned else None
+            on_disk = folder_sources(folder) if folder is not None else {}
+            early = owned and not self._loras  # which can be told apart when layers are known
+            if early:
+                # While diffusers and transformers are imported, which takes seconds; if that has
+                # been done, the first one is opened here meanwhile.
+                imported = "ovtensor.sdxl.components" in sys.modules
+                opener.look_ahead(self._on_openvino(on_disk)[imported:], {})
+            with uncollected():
+                from ovtensor.sdxl import components
+
+            pipe, sources = (
+                self._borrowed() if folder is None else self._loaded(folder, on_disk, undo)
+            )
             # Pipelines that take a picture need the VAE's encoder at once.
             encodes = "image" in inspect.signature(type(pipe).__call__).parameters
             self._model = None  # the session must not keep the weights alive by itself
-            loras = lora.read(
-                self._loras,
-                {name: sources[name].skeleton for name in lora.ADAPTED if name in sources},
-            )
+            loras = self._read_loras(sources)
+            if not early:
+                opener.look_ahead(self._on_openvino(sources)[1:], loras)
             pipe.ovtensor = self
             undo.callback(delattr, pipe, "ovtensor")
-            turns = Turns()
             undo.callback(lend(pipe, self._events, turns.end))
             self._pipe = weakref.ref(pipe)
             undo.callback(self._close_clones)
-            self._builder = builder = Builder(
-                self._backends, sources, loras, self._store, self._events, turns, self._verify, undo
+            self._builder = builder = components.Builder(
+                self._backends, sources, loras, opener, self._events, undo
             )
             for name in sources:
                 original = getattr(pipe, name)
@@ -169,45 +188,66 @@ class Session(Generic[Pipe]):
                 del original, stand_in  # so that an owned component's torch weights can go at once
         return pipe
 
-    @uncollected()
-    def _loaded(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:
-        """A pipeline from a folder, with skeletons of what will be converted."""
-        folder = model_folder(self._model)
-        dtypes = {name: torch_dtype(entry.precision) for name, entry in self._backends.items()}
-        known = folder_sources(folder, COMPONENTS)
-        converted = {
-            name: source
-            for name, source in known.items()
+    def _on_openvino(self, sources: Mapping[str, S]) -> list[tuple[str, S]]:
+        """Those that OpenVINO runs, the largest one first."""
+        return [
+            (name, source)
+            for name, source in sources.items()
             if self._backends[name].kind == "openvino"
+        ]
+
+    def _read_loras(self, sources: Mapping[str, Source]) -> dict[str, list[Lora]]:
+        """The LoRAs of each component."""
+        from ovtensor.sdxl import lora
+
+        skeletons = {name: sources[name].skeleton for name in lora.ADAPTED if name in sources}
+        loras = lora.read(self._loras, skeletons)
+        return {
+            name: found
+            for name in skeletons
+            if (found := [lora for lora in loras if name in lora.tensors])
         }
+
+    @uncollected()
+    def _loaded(
+        self, folder: Path, on_disk: Mapping[str, FolderSource], undo: contextlib.ExitStack
+    ) -> tuple[Any, dict[str, Source]]:
+        """A pipeline from a folder, with skeletons of what will be compiled."""
+        from ovtensor.sdxl import loading
+
+        dtypes = {name: torch_dtype(entry.precision) for name, entry in self._backends.items()}
+        compiled = dict(self._on_openvino(on_disk))
         with self._events.stage("load", "pipeline"):
-            pipe = load_pipeline(
+            pipe = loading.load_pipeline(
                 folder,
-                self._task,
+                task_class(self._task),
                 dtypes,
-                {name: source.skeleton for name, source in converted.items()},
+                {name: source.skeleton for name, source in compiled.items()},
             )
         undo.callback(_release, pipe)
         pipe.set_progress_bar_config(disable=_disabled(self._progress))
         sources: dict[str, Source] = {
-            name: ModuleSource(name, module, owned=True, folder=known.get(name))
+            name: ModuleSource(name, module, owned=True, folder=on_disk.get(name))
             for name, module in _modules(pipe).items()
         }
-        return pipe, {**sources, **converted}
+        return pipe, {**sources, **compiled}
 
-    def _borrowed(self, undo: contextlib.ExitStack) -> tuple[Any, dict[str, Source]]:  # noqa: ARG002
+    def _borrowed(self) -> tuple[Any, dict[str, Source]]:
         """The caller's pipeline."""
+        from ovtensor.sdxl import loading
+
         pipe = self._model
         if getattr(pipe, "ovtensor", None) is not None:
             raise InputError(
                 "this pipeline is inside another open session; leave that one first, or pass "
                 "the model's folder to have a pipeline of its own"
             )
-        check_pipeline(pipe)
-        if self._task is not None and not isinstance(pipe, self._task):
+        loading.check_pipeline(pipe)
+        kind = task_class(self._task)
+        if kind is not None and not isinstance(pipe, kind):
             raise InputError(
                 f"the pipeline is a {type(pipe).__qualname__} already; make another one with "
-                f"{self._task.__qualname__}.from_pipe(pipe), or pass the model's folder"
+                f"{kind.__qualname__}.from_pipe(pipe), or pass the model's folder"
             )
         return pipe, {
             name: ModuleSource(name, module, owned=False) for name, module in _modules(pipe).items()

@@ -1,7 +1,7 @@
 """Where the weights of a component come from: a folder, or a module that the caller has.
 
-Both kinds can show a component without its weights, which is all that a stand-in and a compiled
-model need; the weights themselves are loaded when there is something to convert.
+Both kinds can tell them from all others, for a cache, and show a component without its weights,
+which is all that a stand-in needs; the weights are loaded when there is something to convert.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import functools
 import importlib
 import json
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
-from ovtensor.sdxl.halves import HALVES
-from ovtensor.sdxl.identity import config_of, structure
-from ovtensor.sdxl.lora import has_adapters, merge_adapters
+from ovtensor.sdxl.adapters import has_adapters, merge_adapters
+from ovtensor.sdxl.folders import WEIGHTS, variant_of
+from ovtensor.sdxl.identity import config_of, structure, told
+from ovtensor.sdxl.spec import HALVES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from ovtensor.cache import Store
     from ovtensor.sdxl.lora import Lora
 
-WEIGHTS = ("*.safetensors", "*.bin")
+# The order of conversion is the order of weight, so that the largest one finds the most memory.
+COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
 
 
 class Source(Protocol):
@@ -38,6 +41,11 @@ class Source(Protocol):
     @property
     def skeleton(self) -> Any:
         """The component, whose tensors may have no values."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
         ...
 
     @property
@@ -62,46 +70,60 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """A component's folder in a saved pipeline."""
+    """A component's folder in a saved pipeline; nothing is imported before ``skeleton`` is."""
 
     def __init__(self, name: str, folder: Path, library: str, kind: str) -> None:
         self._name = name
         self._folder = folder
-        self._class: Any = getattr(importlib.import_module(library), kind)
-        try:
-            with torch.device("meta"):  # makes the layers and none of their weights
-                if library == "diffusers":
-                    config = self._class.load_config(folder)
-                    self._skeleton = self._class.from_config(config)
-                else:
-                    config = self._class.config_class.from_pretrained(folder)
-                    self._skeleton = self._class(config)
-        except Exception as error:
-            raise ModelError(f"the config in {str(folder)!r} makes no {kind}: {error}") from error
-        self._skeleton.eval()
+        self._library, self._kind = library, kind
 
-    @property
+    @functools.cached_property
+    def _class(self) -> Any:
+        return getattr(importlib.import_module(self._library), self._kind)
+
+    @functools.cached_property
     def skeleton(self) -> Any:
         """See :class:`Source`."""
-        return self._skeleton
+        try:
+            with torch.device("meta"):  # makes the layers and none of their weights
+                if self._library == "diffusers":
+                    skeleton = self._class.from_config(self._class.load_config(self._folder))
+                else:
+                    config = self._class.config_class.from_pretrained(self._folder)
+                    skeleton = self._class(config)
+        except Exception as error:
+            raise ModelError(
+                f"the config in {str(self._folder)!r} makes no {self._kind}: {error}"
+            ) from error
+        return skeleton.eval()
+
+    @property
+    def size(self) -> int:
+        """See :class:`Source`; of files that are no safetensors at most, as if of 16 bits."""
+        return self._stored[1]
 
     @property
     def halves(self) -> torch.dtype | None:
         """See :class:`Source`."""
-        return self._stored if self._stored in HALVES else None
+        dtype, _ = self._stored
+        return dtype if dtype in HALVES else None
 
     @functools.cached_property
-    def _stored(self) -> torch.dtype | None:
-        """The dtype that all weights have in their files, which are mapped if it is asked for.
+    def _stored(self) -> tuple[torch.dtype | None, int]:
+        """The dtype that all weights have in their files, and how many these are.
 
-        None for several, or where files are no safetensors: those are not looked into.
+        The dtype is None for several, or where files are no safetensors: those are not looked into.
         """
-        found = set()
+        found, size = set(), 0
         for path in self._folder.glob("*.safetensors"):
             with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
-                found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+                for entry in map(file.get_slice, file.keys()):
+                    found.add(entry.get_dtype())
+                    size += math.prod(entry.get_shape())
+        if not found:
+            size = sum(path.stat().st_size for path in self._folder.glob("*.bin")) // 2
         dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-        return dtypes.get(found.pop()) if len(found) == 1 else None
+        return dtypes.get(found.pop()) if len(found) == 1 else None, size
 
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
         """See :class:`Source`."""
@@ -121,14 +143,14 @@ class FolderSource:
 
     def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
         """See :class:`Source`."""
-        return bool(loras) or dtype != self._stored
+        return bool(loras) or dtype != self._stored[0]
 
     def facts(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the files, which need not be read if they are known."""
         files = sorted(path for kind in WEIGHTS for path in self._folder.glob(kind))
         return {
-            "class": qualified_name(self._class),
-            "config": config_of(self._skeleton),
+            "class": f"{self._library}.{self._kind}",
+            "config": told(json.loads((self._folder / "config.json").read_text(encoding="utf-8"))),
             "files": store.fingerprint_files(files),
         }
 
@@ -152,6 +174,11 @@ class ModuleSource:
     def skeleton(self) -> Any:
         """See :class:`Source`."""
         return self._module
+
+    @property
+    def size(self) -> int:
+        """See :class:`Source`."""
+        return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
     def halves(self) -> None:
@@ -208,23 +235,11 @@ def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
     return copy.deepcopy(module, memo)
 
 
-def variant_of(folder: Path) -> str | None:
-    """The variant that a folder of weights holds if it lacks the plain one, such as ``"fp16"``."""
-    names = [path.name for kind in WEIGHTS for path in folder.glob(kind)]
-    plain = ("diffusion_pytorch_model", "model", "pytorch_model")
-    for name in names:
-        stem = name.partition(".")[0].partition("-0")[0]
-        if stem in plain and name.count(".") == 1:
-            return None
-    variants = {name.split(".")[1].partition("-0")[0] for name in names if name.count(".") == 2}
-    return min(variants) if variants else None
-
-
-def folder_sources(model: Path, names: Sequence[str]) -> dict[str, FolderSource]:
+def folder_sources(model: Path) -> dict[str, FolderSource]:
     """The sources of a saved pipeline's components, of those that diffusers can load by itself."""
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     sources = {}
-    for name in names:
+    for name in COMPONENTS:
         library, kind = index.get(name, (None, None))
         if library in ("diffusers", "transformers"):
             sources[name] = FolderSource(name, model / name, library, kind)

@@ -23,6 +23,7 @@ Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 _KINDS = ("torch", "openvino")
 _PRECISIONS = ("auto", "f32", "bf16", "f16")
 _TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+HALVES = (torch.float16, torch.bfloat16)
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI")
 

@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from ovtensor.errors import ComponentError, NonFiniteError, SessionClosedError
+from ovtensor.errors import ComponentError, NonFiniteError
 from ovtensor.sdxl.graphs import added_embeds, shallow_copy, time_waves
 
 if TYPE_CHECKING:
@@ -214,25 +214,6 @@ def vae_stand_in(
 def guarded_vae(vae: Any, events: Events) -> Any:
     """A shallow copy of ``vae``, with the same weights, whose pixels are checked."""
     return shallow_copy(vae, decoder=_Decoder(vae.decoder, None, events))
-
-
-class ClosedComponent:
-    """What a pipeline finds in place of its components after its session was closed."""
-
-    def __init__(self, name: str) -> None:
-        self.__dict__["name"] = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # copy, pickle and repr ask for what need not be there
-            raise AttributeError(attribute)
-        raise SessionClosedError(
-            f"the pipeline's {self.__dict__['name']} was released when its session was closed; "
-            f"use the pipeline inside the `with` block, or open a new session"
-        )
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Raise ``SessionClosedError``."""
-        return self.forward
 
 
 def _given(arguments: dict[str, Any]) -> list[str]:
