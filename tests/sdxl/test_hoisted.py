@@ -6,13 +6,15 @@ import concurrent.futures
 import dataclasses
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
+from openvino import opset13
 
 import ovtensor
 from ovtensor import Backend, to_numpy
 from ovtensor.cache import ScratchStore
-from ovtensor.sdxl import compiled, graphs, ir, runners
+from ovtensor.sdxl import compiled, graphs, hoisted, ir, runners
 from ovtensor.sdxl.compiled import Compiled
 from ovtensor.sdxl.events import Events
 from sdxl_scenes import SCENES, draw, load
@@ -109,6 +111,21 @@ def test_it_goes_when_it_is_another_components_turn(computed, monkeypatch):
         for count in (1, 2):
             draw(pipe, SCENES[0], num_inference_steps=2)
             assert len(computed) == count
+
+
+def test_what_reads_something_else_too_stays():
+    text, other = (opset13.parameter([-1, -1, 4], np.float32, name) for name in ("text", "other"))
+    weights = opset13.constant(np.ones((4, 4), np.float32))
+    for name, node in (("text", text), ("other", other)):
+        node.output(0).get_tensor().set_names({name})
+    both = opset13.matmul(text, other, False, True)
+    none = ov.Model([both], [text, other], "none")
+    assert hoisted.take_out(none, "text") is None
+    one = ov.Model([both, opset13.matmul(text, weights, False, True)], [text, other], "one")
+    once = hoisted.take_out(one, "text")
+    assert len(once.outputs) == 1
+    assert hoisted.results_among(one.inputs)[0] == 0
+    assert len(one.inputs) == 3
 
 
 def test_what_is_not_a_number_is_equal_to_nothing(graph, computed):

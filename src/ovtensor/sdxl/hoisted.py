@@ -29,6 +29,7 @@ def take_out(model: ov.Model, name: str) -> ov.Model | None:
         for node in model.get_ordered_ops()
         if node.get_type_name() == "MatMul"
         and _origin(node.input_value(0)).get_friendly_name() == source.get_friendly_name()
+        and _origin(node.input_value(1)).get_type_name() == "Constant"
     ]
     if not layers:
         return None
