@@ -19,7 +19,7 @@ import ovtensor
 from child import numbers
 from ovtensor import Backend
 from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosedError
-from ovtensor.sdxl import compiled, compiling, sources
+from ovtensor.sdxl import compiled, sources
 from ovtensor.sdxl.identity import structure
 from sdxl_scenes import SCENES, draw, load
 
@@ -137,9 +137,9 @@ def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
     monkeypatch.setattr(compile_model, lambda *args: compiles.append(args[3]) or works(*args))
     one_thread = Backend("openvino", precision="f32", properties={"INFERENCE_NUM_THREADS": 1})
     assert opened(ovtensor.tiny_sdxl_path(), folder, unet=one_thread) == HIT
-    assert [given["INFERENCE_NUM_THREADS"] for given in compiles] == [1, 1]  # of both parts
+    assert [given["INFERENCE_NUM_THREADS"] for given in compiles] == [1]
     assert opened(ovtensor.tiny_sdxl_path(), folder, unet=one_thread) == HIT
-    assert len(compiles) == 2
+    assert len(compiles) == 1
 
 
 def _once(x):
@@ -236,13 +236,13 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
 def test_what_is_cached_is_opened_while_the_first_component_is(folder, without_cache, monkeypatch):
     drawn(cache=folder)
     threads = {}
-    importing = compiling._imported
+    importing = compiled._imported
 
     def watched(name, *rest):
         threads[name] = threading.current_thread()
         return importing(name, *rest)
 
-    monkeypatch.setattr(compiling, "_imported", watched)
+    monkeypatch.setattr(compiled, "_imported", watched)
     events = []
     with ovtensor.sdxl_pipeline(
         ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=events.append
@@ -269,17 +269,17 @@ _WARM = """
     import threading
     import ovtensor
     from ovtensor import Backend
-    from ovtensor.sdxl import compiling
+    from ovtensor.sdxl import compiled
 
     early = []
-    importing = compiling._imported
+    importing = compiled._imported
 
     def watched(name, *rest):
         if threading.current_thread() is not threading.main_thread():
             early.append("transformers.models.clip.modeling_clip" not in sys.modules)
         return importing(name, *rest)
 
-    compiling._imported = watched
+    compiled._imported = watched
     f32 = Backend("openvino", precision="f32")
     kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False, cache=sys.argv[1])
     light = not {"diffusers", "transformers"} & set(sys.modules)
@@ -291,7 +291,7 @@ _WARM = """
 
 def test_what_is_cached_is_opened_while_diffusers_is_imported(folder):
     drawn(cache=folder)
-    assert numbers(_WARM, 4, folder) == [1, 5, 1, 4]  # the UNet is in two parts
+    assert numbers(_WARM, 4, folder) == [1, 4, 1, 4]
 
 
 def test_what_is_found_wrong_ahead_is_found_wrong_again(folder, monkeypatch):

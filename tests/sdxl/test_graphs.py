@@ -10,12 +10,11 @@ import openvino as ov
 import pytest
 import torch
 
-from ovtensor import to_numpy, to_openvino
+from ovtensor import to_numpy
 from ovtensor.cache import ScratchStore
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir, mapped
-from ovtensor.sdxl.compiled import Compiled
-from ovtensor.sdxl.compiling import properties
+from ovtensor.sdxl.compiled import MODEL, Compiled, properties
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
@@ -37,7 +36,7 @@ def pipe():
 def compiled(graph, precision="f32"):
     backend = Backend("openvino", precision=precision)
     store = ScratchStore()
-    options = {"refer": False, "halves": False, "map_parts": ()}
+    options = {"refer": False, "halves": False, "stay_mapped": False}
     entry = store.open({}, lambda folder: ir.write(graph, backend, folder, **options))
     return OpenVINORunner(graph, Compiled(graph.name, entry, store, backend, Events(None)), Turns())
 
@@ -146,25 +145,16 @@ def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe
         )
         folder = tmp_path / name
         folder.mkdir()
-        parts = mapped.parts(name, 10**12, backend)
-        ir.write(graph, backend, folder, refer=False, halves=False, map_parts=parts)
+        ir.write(graph, backend, folder, refer=False, halves=False, stay_mapped=True)
         counting = {**properties(backend), "PERF_COUNT": True}
-        names = [entry.name for entry in graph.inputs]
-        given = dict(zip(names, map(to_openvino, graph.probe()), strict=True))
-        for part in ("text", "model") if name == "unet" else ("model",):
-            compiled = core().compile_model(folder / f"{part}.xml", "CPU", counting)
-            request = compiled.create_infer_request()
-            known = {name for port in compiled.inputs for name in port.names}
-            for key, value in {**given, **mapped.tensors(folder, part)}.items():
-                if key in known:
-                    request.set_tensor(key, value)
-            request.infer()
-            for index, port in enumerate(compiled.outputs):
-                given[f"{graph.steady}.{index}"] = request.get_tensor(port)
-            infos = [info for info in request.profiling_info if info.node_type == "MatMul"]
-            kernels = {info.exec_type for info in infos}
-            assert kernels, (name, part)
-            assert "jit_gemm_bf16" not in kernels, (name, part)
+        compiled = core().compile_model(folder / MODEL, "CPU", counting)
+        request = compiled.create_infer_request()
+        weights = mapped.tensors(folder)
+        given = [to_numpy(value) for value in graph.probe()]
+        request.infer({**dict(enumerate(given)), **weights})
+        kernels = {info.exec_type for info in request.profiling_info if info.node_type == "MatMul"}
+        assert kernels, name
+        assert "jit_gemm_bf16" not in kernels, name
 
 
 @pytest.mark.parametrize("halves", [False, True])

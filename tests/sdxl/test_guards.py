@@ -13,7 +13,7 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.cache import store
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
-from ovtensor.sdxl import compiled, compiling, ir
+from ovtensor.sdxl import compiled, ir
 from ovtensor.sdxl.parity import demand_parity
 from sdxl_scenes import SCENES, draw, load
 
@@ -195,6 +195,6 @@ def test_options_that_torch_does_not_have():
 
 
 def test_another_device_than_the_one_asked_for_is_an_error(eager_pipeline, monkeypatch):
-    monkeypatch.setattr(compiling, "execution_devices", lambda _compiled: ["GPU.0"])
+    monkeypatch.setattr(compiled, "execution_devices", lambda _compiled: ["GPU.0"])
     with pytest.raises(ComponentError, match=r"would run unet on GPU\.0 and not on CPU"):
         ovtensor.split_backends(eager_pipeline, unet=F32).__enter__()

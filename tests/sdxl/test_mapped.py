@@ -13,7 +13,7 @@ from diffusers.models.activations import GEGLU
 import ovtensor
 from child import needs_proc, numbers
 from ovtensor import Backend, _memory
-from ovtensor.sdxl import mapped
+from ovtensor.sdxl import compiled, mapped
 from sdxl_scenes import SCENES, draw, load
 
 MAPS = Path("/proc/self/maps")
@@ -22,7 +22,7 @@ ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 
 
 def mapped_files():
-    return sum("linear.safetensors" in line for line in MAPS.read_text().splitlines())
+    return sum(mapped.WEIGHTS in line for line in MAPS.read_text().splitlines())
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def scarce(monkeypatch):
 def test_where_they_stay(backend, stay, monkeypatch):
     weights = 1000
     size = {"f32": 4}.get(backend.precision, 2) * weights
-    assert mapped.parts("text_encoder", weights, backend) == (["model", "text"] if stay else [])
+    assert mapped.stay_mapped("text_encoder", weights, backend) is stay
     monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size)
-    assert mapped.parts("unet", weights, backend) == (["text"] if stay else [])
+    assert mapped.stay_mapped("unet", weights, backend) is False
     monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size - 5)
-    assert mapped.parts("unet", weights, backend) == (["model", "text"] if stay else [])
+    assert mapped.stay_mapped("unet", weights, backend) is stay
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
@@ -75,16 +75,14 @@ def test_all_linear_layers_are_taken_out(tmp_path):
     with ovtensor.split_backends(pipe, cache=tmp_path, **kinds) as lent:
         row = lent.ovtensor.report().to_dict()["unet"]
     gated = [part for part in pipe.unet.modules() if isinstance(part, GEGLU)]
-    (folder,) = (path.parent for path in tmp_path.rglob("model.xml"))
-    weights = [
-        weight for part in ("model", "text") for weight in mapped.tensors(folder, part).values()
-    ]
+    (folder,) = (path.parent for path in tmp_path.rglob(compiled.MODEL))
+    weights = mapped.tensors(folder)
     assert len(weights) == len(layers) + len(gated)  # whose halves are layers of their own
-    assert sum(weight.byte_size for weight in weights) == sum(
+    assert sum(weight.byte_size for weight in weights.values()) == sum(
         layer.weight.nbytes for layer in layers
     )
     assert row["weight_bytes"] == sum(
-        path.stat().st_size for path in folder.iterdir() if path.suffix in (".bin", ".safetensors")
+        (folder / name).stat().st_size for name in (compiled.WEIGHTS, mapped.WEIGHTS)
     )
 
 

@@ -8,7 +8,7 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import BackendError, MissingExtraError
 from ovtensor.sdxl import spec
-from ovtensor.sdxl.compiling import properties
+from ovtensor.sdxl.compiled import properties
 
 
 @pytest.fixture

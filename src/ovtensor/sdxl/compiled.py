@@ -9,29 +9,34 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import io
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import openvino as ov
 import torch
 from safetensors.torch import load_file
 
 from ovtensor.errors import ComponentError, SessionClosedError
-from ovtensor.sdxl import hoisted, mapped
-from ovtensor.sdxl.compiling import MODEL, TEXT, compile_for, execution_devices, find_compiled
+from ovtensor.sdxl import mapped
 from ovtensor.sdxl.parity import demand_parity
+from ovtensor.sdxl.spec import Backend, core, device_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from ovtensor.cache import Entry, Store
     from ovtensor.sdxl.events import Events
-    from ovtensor.sdxl.spec import Backend
 
-REFERENCE = "reference.safetensors"
+# What :mod:`.ir` leaves in a folder, and in another one what is compiled from it.
+MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
+BLOB = "compiled.blob"
+# Goes up when the same weights are written as another model, so that caches start anew.
+FORMAT = 4
 
 # How many shapes a model of static shapes stays compiled for: two sizes with and without guidance.
 STATIC_SHAPES = 4
@@ -57,7 +62,7 @@ class Compiled:
 
     With ``backend.static_shapes`` it compiles for the shapes of each call, and keeps the
     ``STATIC_SHAPES`` most recently used ones. Else it compiles at once, unless it is given what was
-    compiled (``ready``, by its parts).
+    compiled (``ready``).
     """
 
     def __init__(
@@ -67,15 +72,17 @@ class Compiled:
         store: Store,
         backend: Backend,
         events: Events,
-        ready: Mapping[str, ov.CompiledModel] | None = None,
+        ready: ov.CompiledModel | None = None,
     ) -> None:
         self.name = name
         self.backend = backend
-        self._parts = _parts(entry)
-        self._weights = {part: mapped.tensors(entry.folder, part) for part in self._parts}
-        self.stats = RunnerStats(weight_bytes=_weight_bytes(entry.folder))
+        files = [entry.folder / name for name in (WEIGHTS, mapped.WEIGHTS)]
+        self.stats = RunnerStats(
+            weight_bytes=sum(path.stat().st_size for path in files if path.exists())
+        )
         if entry.key:
             self.stats.cache = "hit" if entry.hit else "miss"
+        self._weights = mapped.tensors(entry.folder)
         self._entry = entry
         self._store = store
         self._events = events
@@ -149,46 +156,17 @@ class Compiled:
                 return self._requests[shapes]
             start = time.perf_counter()
             with self._events.stage("compile", self.name):
-                parts = self._compile(shapes)
+                compiled = compile_for(self.name, self._entry, self._store, self.backend, shapes)
             self.stats.compile_seconds += time.perf_counter() - start
-            return self._keep(shapes, parts)
+            return self._keep(shapes, compiled)
 
-    def _compile(self, shapes: tuple[tuple[int, ...], ...] | None) -> dict[str, ov.CompiledModel]:
-        compiled: dict[str, ov.CompiledModel] = {}
-        for part in self._parts:
-            given = shapes
-            if part == TEXT and shapes is not None:
-                position, _ = hoisted.results_among(compiled[MODEL].inputs)
-                given = (shapes[position],)
-            compiled[part] = compile_for(
-                self.name, self._entry, part, self._store, self.backend, given
-            )
-        return compiled
-
-    def _keep(self, shapes: object, parts: Mapping[str, ov.CompiledModel]) -> _Requests:
+    def _keep(self, shapes: object, compiled: ov.CompiledModel) -> _Requests:
         self.stats.compiles += 1
-        self.stats.execution_devices = tuple(execution_devices(parts[MODEL]))
-        once = _Requests(parts[TEXT], self._weights[TEXT]) if TEXT in parts else None
-        self._requests[shapes] = _Requests(parts[MODEL], self._weights[MODEL], once)
+        self.stats.execution_devices = tuple(execution_devices(compiled))
+        self._requests[shapes] = _Requests(compiled, self._weights)
         if len(self._requests) > STATIC_SHAPES:
             self._requests.popitem(last=False)
         return self._requests[shapes]
-
-
-def find_ready(
-    name: str, entry: Entry, store: Store, backend: Backend
-) -> dict[str, ov.CompiledModel] | None:
-    """What of an entry is in a cache, compiled for any shapes, or None if it is not all there.
-
-    Whatever OpenVINO has against it is raised.
-    """
-    ready = {}
-    for part in _parts(entry):
-        compiled = find_compiled(name, entry, part, store, backend)
-        if compiled is None:
-            return None
-        ready[part] = compiled
-    return ready
 
 
 def closed_error(name: str) -> SessionClosedError:
@@ -198,94 +176,174 @@ def closed_error(name: str) -> SessionClosedError:
     )
 
 
-@dataclasses.dataclass(slots=True)
-class _Request:
-    """A request, and the input of which it was given what is computed once."""
-
-    request: ov.InferRequest
-    steady: np.ndarray | None = None
-
-
 class _Requests:
-    """A compiled model and its idle requests; each call takes one for itself.
+    """A compiled model and its idle requests; each call takes one for itself."""
 
-    What depends on one input alone, ``once`` computes: see :mod:`.hoisted`. A request keeps it,
-    for the next call mostly has the same input.
-    """
-
-    def __init__(
-        self,
-        compiled: ov.CompiledModel,
-        weights: Mapping[str, ov.Tensor],
-        once: _Requests | None = None,
-    ) -> None:
+    def __init__(self, compiled: ov.CompiledModel, weights: Mapping[str, ov.Tensor]) -> None:
         self._compiled = compiled
         self._weights = weights
-        self._once = once
-        self._steady, self._results = hoisted.results_among(compiled.inputs)
-        self._taking = threading.Lock()
-        self._idle: list[_Request] = []
+        self._idle: collections.deque[ov.InferRequest] = collections.deque()
 
     def infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        taken = self._take(arrays)
+        try:  # popping and appending are atomic
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+            for name, tensor in self._weights.items():
+                request.set_tensor(name, tensor)
         # Results are copied out of the request's memory: the caller owns them. If this raises, the
         # request is dropped and not pooled: nothing is known of the state it is in.
-        given = dict(enumerate(arrays))
-        results = taken.request.infer(given, share_inputs=True, share_outputs=False)
-        with self._taking:
-            self._idle.append(taken)
+        results = request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=False)
+        self._idle.append(request)
         return [results[index] for index in range(len(results))]
 
     def rest(self) -> None:
-        """Give back what was computed in, and what was computed once."""
-        with self._taking:
-            self._idle.clear()
         with contextlib.suppress(RuntimeError):  # it runs, and needs that memory
             self._compiled.release_memory()
 
-    def _take(self, arrays: list[np.ndarray]) -> _Request:
-        if self._once is None:
-            with self._taking:
-                return self._idle.pop() if self._idle else self._made()
-        steady = arrays[self._steady]
-        with self._taking:
-            same = [index for index, one in enumerate(self._idle) if _equal(one.steady, steady)]
-            taken = self._idle.pop(same[-1] if same else -1) if self._idle else self._made()
-        if not same:
-            for port, result in zip(self._results, self._once.tensors([steady]), strict=True):
-                taken.request.set_tensor(port, result)
-            taken.steady = steady.copy()
-        return taken
 
-    def tensors(self, arrays: list[np.ndarray]) -> list[ov.Tensor]:
-        """Results in their own element types, in memory of their own."""
-        request = self._made().request  # it would hold as much as the results
-        request.infer(dict(enumerate(arrays)), share_inputs=True)
-        results = []
-        for port in self._compiled.outputs:
-            tensor = request.get_tensor(port)
-            results.append(ov.Tensor(tensor.element_type, tensor.shape))
-            tensor.copy_to(results[-1])
-        return results
-
-    def _made(self) -> _Request:
-        request = self._compiled.create_infer_request()
-        for name, tensor in self._weights.items():
-            request.set_tensor(name, tensor)
-        return _Request(request)
+def properties(backend: Backend) -> dict[str, Any]:
+    """What a model is compiled with."""
+    return {"INFERENCE_PRECISION_HINT": backend.precision, **backend.properties}
 
 
-def _equal(one: np.ndarray | None, other: np.ndarray) -> bool:
-    return one is not None and np.array_equal(one, other)
+def compile_for(
+    name: str,
+    entry: Entry,
+    store: Store,
+    backend: Backend,
+    shapes: Sequence[tuple[int, ...]] | None,
+) -> ov.CompiledModel:
+    """Compile what :func:`.ir.write` left in ``entry``, for any shapes or for given ones.
+
+    If the entry is in a cache, so is the compiled model: as a blob that takes the weights from
+    the entry, where the device can write one.
+
+    Raises
+    ------
+    ComponentError
+        If OpenVINO cannot, or would run it on another device than the one that was asked for.
+    """
+    if not entry.key or not _writes_blobs(backend.device):
+        return _compiled(name, entry.folder, backend, shapes, properties(backend))
+    given = _properties_with_blob(backend)
+    fresh: list[ov.CompiledModel] = []
+
+    def build(folder: Path) -> None:
+        fresh.append(_compiled(name, entry.folder, backend, shapes, given))
+        stream = io.BytesIO()
+        fresh[0].export_model(stream)
+        (folder / BLOB).write_bytes(stream.getbuffer())
+
+    label = f"{name} compiled for {backend.device}"
+    with store.open(_blob_facts(name, backend, shapes), build, base=entry, label=label) as blob:
+        if fresh:
+            return fresh[0]
+        try:
+            return _imported(name, entry, blob, backend)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is another way
+            blob.reject(f"OpenVINO does not take the compiled {name}: {error}")
+            return _compiled(name, entry.folder, backend, shapes, given)
 
 
-def _parts(entry: Entry) -> list[str]:
-    return [part for part in (MODEL, TEXT) if (entry.folder / f"{part}.xml").exists()]
+def find_compiled(
+    name: str, entry: Entry, store: Store, backend: Backend
+) -> ov.CompiledModel | None:
+    """What :func:`compile_for` would find in a cache for any shapes; None if it would compile.
+
+    Whatever OpenVINO has against it is raised.
+    """
+    if not _writes_blobs(backend.device):
+        return None
+    blob = store.find(_blob_facts(name, backend, None), base=entry)
+    if blob is None:
+        return None
+    with blob:
+        return _imported(name, entry, blob, backend)
 
 
-def _weight_bytes(folder: Path) -> int:
-    kinds = ("*.bin", "*.linear.safetensors")
-    return sum(path.stat().st_size for kind in kinds for path in folder.glob(kind))
+def _properties_with_blob(backend: Backend) -> dict[str, Any]:
+    return {"CACHE_MODE": "OPTIMIZE_SIZE", **properties(backend)}
+
+
+def _blob_facts(
+    name: str, backend: Backend, shapes: Sequence[tuple[int, ...]] | None
+) -> dict[str, Any]:
+    given = _properties_with_blob(backend)
+    return {
+        "kind": "blob",
+        "graph": name,
+        "device": _device_facts(backend.device),
+        "properties": {key: str(value) for key, value in given.items()},
+        "shapes": None if shapes is None else [list(shape) for shape in shapes],
+        "openvino": ov.__version__,
+    }
+
+
+def _imported(name: str, entry: Entry, blob: Entry, backend: Backend) -> ov.CompiledModel:
+    # The blob holds no properties: they have to be those of the compilation.
+    given = {**_properties_with_blob(backend), "WEIGHTS_PATH": str(entry.folder / WEIGHTS)}
+    compiled = core().import_model((blob.folder / BLOB).read_bytes(), backend.device, given)
+    demand_device(name, compiled, backend)
+    return compiled
+
+
+def _compiled(
+    name: str,
+    folder: Path,
+    backend: Backend,
+    shapes: Sequence[tuple[int, ...]] | None,
+    given: Mapping[str, Any],
+) -> ov.CompiledModel:
+    try:
+        model = core().read_model(folder / MODEL)
+        if shapes is not None:
+            given_first = model.inputs[: len(shapes)]  # weights that stay mapped follow
+            model.reshape(
+                {
+                    port: ov.PartialShape(list(shape))
+                    for port, shape in zip(given_first, shapes, strict=True)
+                }
+            )
+        compiled = core().compile_model(model, backend.device, dict(given))
+    except Exception as error:
+        raise ComponentError(
+            f"OpenVINO could not compile {name} for {backend.device} with {dict(given)}: {error}"
+        ) from error
+    demand_device(name, compiled, backend)
+    return compiled
+
+
+def _writes_blobs(device: str) -> bool:
+    capabilities = device_properties(device).get("OPTIMIZATION_CAPABILITIES", ())
+    return "EXPORT_IMPORT" in capabilities
+
+
+def _device_facts(device: str) -> dict[str, str]:
+    """What tells a device and its driver from others, as far as it says so."""
+    told = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION", "UUID")
+    return {
+        key: str(value) for key, value in device_properties(device).items() if key.endswith(told)
+    }
+
+
+def demand_device(name: str, compiled: ov.CompiledModel, backend: Backend) -> None:
+    """Raise ``ComponentError`` unless a compiled model runs on the device that it is for."""
+    devices = execution_devices(compiled)
+    kind = backend.device.partition(":")[0].partition(".")[0]
+    if kind in ("AUTO", "MULTI", "HETERO"):  # theirs to choose
+        return
+    others = [device for device in devices if device.partition(".")[0] != kind]
+    if others:
+        raise ComponentError(
+            f"OpenVINO would run {name} on {', '.join(others)} and not on {backend.device}; "
+            f"ask for {others[0]!r} if that is right"
+        )
+
+
+def execution_devices(compiled: ov.CompiledModel) -> list[str]:
+    """The devices that a compiled model runs on."""
+    return [str(device) for device in compiled.get_property("EXECUTION_DEVICES")]
 
 
 def _reference(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

@@ -33,7 +33,6 @@ class Graph:
     ``shortest_keys`` is, for given inputs, the length of the shortest sequence that any attention
     of the graph attends to: see :class:`ovtensor.sdxl.runners.OpenVINORunner`. ``probe`` gives
     small inputs of a component's usual kind, always the same, for a comparison of two runners.
-    ``steady`` names an input that is the same in many calls: see :mod:`.hoisted`.
 
     Everything but ``module`` follows from the component's config: a graph of a module on torch's
     meta device has the same inputs and probe.
@@ -44,7 +43,6 @@ class Graph:
     inputs: tuple[GraphInput, ...]
     shortest_keys: Callable[..., int]
     probe: Callable[[], tuple[torch.Tensor, ...]]
-    steady: str | None = None
 
 
 def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
@@ -189,8 +187,7 @@ def unet_graph(unet: Any) -> Graph:
         height, width = (-(-side // depth) for side in sample.shape[2:])
         return int(min(height * width, text.shape[1]))
 
-    module = _UNetForward(unet)
-    return Graph("unet", module, tuple(inputs), shortest_keys, probe, "encoder_hidden_states")
+    return Graph("unet", _UNetForward(unet), tuple(inputs), shortest_keys, probe)
 
 
 def vae_decoder_graph(vae: Any) -> Graph:

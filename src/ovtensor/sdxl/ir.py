@@ -23,14 +23,13 @@ from safetensors.torch import save_file
 
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
-from ovtensor.sdxl import hoisted, mapped
-from ovtensor.sdxl.compiled import REFERENCE
-from ovtensor.sdxl.compiling import MODEL, TEXT
+from ovtensor.sdxl import mapped
+from ovtensor.sdxl.compiled import MODEL, REFERENCE
 from ovtensor.sdxl.gated import gates_apart
 from ovtensor.sdxl.halves import linear_in_halves
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ovtensor.sdxl.graphs import Graph
@@ -47,12 +46,12 @@ def write(
     *,
     refer: bool,
     halves: bool,
-    map_parts: Collection[str],
+    stay_mapped: bool,
 ) -> None:
-    """Convert a graph and write its model, in one or two parts, and a reference to ``refer`` to.
+    """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
 
-    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. In the
-    parts to map these weights become inputs: see :mod:`.mapped`.
+    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
+    ``stay_mapped`` their weights become inputs: see :mod:`.mapped`.
 
     Raises
     ------
@@ -67,16 +66,13 @@ def write(
         tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
         save_file(tensors, folder / REFERENCE)
     model = convert(graph, halves=halves)
-    parts = {MODEL: model}
-    if graph.steady is not None and (once := hoisted.take_out(model, graph.steady)) is not None:
-        parts[TEXT] = once
+    if backend.weights == "int8":
+        model = _with_int8_weights(model)
     try:
-        for part, whole in parts.items():
-            piece = _with_int8_weights(whole) if backend.weights == "int8" else whole
-            if part in map_parts:
-                mapped.take_out(piece, part, folder)
-            # Without this option bf16 and float32 weights would be rounded to float16.
-            ov.save_model(piece, folder / f"{part}.xml", compress_to_fp16=False)
+        if stay_mapped:
+            mapped.take_out(model, folder)
+        # Without this option bf16 and float32 weights would be rounded to float16.
+        ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     except (RuntimeError, SafetensorError) as error:
         raise ComponentError(
             f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "

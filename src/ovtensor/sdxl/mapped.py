@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from ovtensor._convert import to_openvino, to_torch
 from ovtensor._memory import takes_much
-from ovtensor.sdxl.compiling import MODEL, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,32 +28,30 @@ if TYPE_CHECKING:
 
     from ovtensor.sdxl.spec import Backend
 
+WEIGHTS = "linear.safetensors"
 _SIZES = {"f32": 4, "bf16": 2}  # bytes of a weight's copy; in float16 it was not tried
 
 
-def parts(graph: str, weights: int, backend: Backend) -> list[str]:
-    """The parts of a ``graph``, of so many ``weights``, whose weights are taken out of them.
+def stay_mapped(graph: str, weights: int, backend: Backend) -> bool:
+    """Whether the ``weights``, so many, of a ``graph`` are taken out of it for ``backend``.
 
-    Text encoders run once for a picture, as what a UNet computes from the text, and the VAE has few
-    linear layers: theirs always are. A UNet runs at every step: its weights are if their copies
-    would take over a fifth of the memory.
+    Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
+    UNet runs at every step: its weights are if their copies would take over a fifth of the memory.
     """
     size = _SIZES.get(backend.precision)
     if backend.device != "CPU" or backend.weights is not None or size is None:
-        return []
-    if graph == "unet" and not takes_much(size * weights):
-        return [TEXT]
-    return [MODEL, TEXT]
+        return False
+    return graph != "unet" or takes_much(size * weights)
 
 
-def take_out(model: ov.Model, part: str, folder: Path) -> None:
-    """Turn the weights of a part's linear layers into further inputs, and write them.
+def take_out(model: ov.Model, folder: Path) -> None:
+    """Turn the weights of ``model``'s linear layers into further inputs, and write them.
 
     ``model`` may be compiled for any shapes of its own inputs afterwards.
     """
     weights = {f"weight.{index}": node for index, node in enumerate(_linear_weights(model))}
     views = {name: to_torch(node, copy=False) for name, node in weights.items()}
-    save_file(views, _file(folder, part))
+    save_file(views, folder / WEIGHTS)
     inputs = []
     for name, node in weights.items():
         rows = node.shape[0]
@@ -69,16 +66,12 @@ def take_out(model: ov.Model, part: str, folder: Path) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def tensors(folder: Path, part: str) -> dict[str, ov.Tensor]:
+def tensors(folder: Path) -> dict[str, ov.Tensor]:
     """What :func:`take_out` wrote, by the names of the inputs, mapped from the file."""
-    path = _file(folder, part)
+    path = folder / WEIGHTS
     if not path.exists():
         return {}
     return {name: to_openvino(tensor, copy=False) for name, tensor in load_file(path).items()}
-
-
-def _file(folder: Path, part: str) -> Path:
-    return folder / f"{part}.linear.safetensors"
 
 
 def _linear_weights(model: ov.Model) -> Iterator[ov.Node]:

@@ -12,8 +12,7 @@ from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import ModelError
 from ovtensor.sdxl import mapped
-from ovtensor.sdxl.compiled import Compiled, find_ready
-from ovtensor.sdxl.compiling import FORMAT
+from ovtensor.sdxl.compiled import FORMAT, Compiled, find_compiled
 from ovtensor.sdxl.identity import versions
 from ovtensor.sdxl.runners import OpenVINORunner
 from ovtensor.sdxl.spec import Backend, torch_dtype
@@ -140,15 +139,15 @@ class Opener:
         compiled = None
         try:
             looked_up = time.perf_counter()
-            ready = find_ready(graph, entry, self._store, backend)
-            if ready is not None:
-                compiled = Compiled(graph, entry, self._store, backend, self._events, ready)
-                opened = time.perf_counter()
+            model = find_compiled(graph, entry, self._store, backend)
+            if model is not None:
+                compiled = Compiled(graph, entry, self._store, backend, self._events, model)
+                ready = time.perf_counter()
                 compiled.stats.convert_seconds = looked_up - start
-                compiled.stats.compile_seconds = opened - looked_up
+                compiled.stats.compile_seconds = ready - looked_up
                 if self._verifies(backend):
                     compiled.check()
-                found.compiled, found.check_seconds = compiled, time.perf_counter() - opened
+                found.compiled, found.check_seconds = compiled, time.perf_counter() - ready
         except Exception:  # noqa: BLE001
             pass
         if found.compiled is None:
@@ -192,7 +191,7 @@ class Opener:
                     folder,
                     refer=self._verifies(backend),
                     halves=halves is not None,
-                    map_parts=mapped.parts(graph, source.size, backend),
+                    stay_mapped=mapped.stay_mapped(graph, source.size, backend),
                 )
 
         store = ScratchStore() if facts is None else self._store
@@ -231,7 +230,7 @@ class Opener:
             "precision": backend.precision,
             "compression": backend.weights,
             "halves": str(self._halves(source, loras, backend)),
-            "mapped": mapped.parts(graph, source.size, backend),
+            "mapped": mapped.stay_mapped(graph, source.size, backend),
             "reference": self._verifies(backend),
             "versions": versions(*involved),
         }
