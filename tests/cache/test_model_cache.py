@@ -68,10 +68,13 @@ def test_an_entry_is_found_only_if_it_is_there_and_whole(cache, build):
 
 
 def test_what_is_found_stays_while_it_is_used(cache, build):
-    cache.open(FACTS, build).close()
-    with cache.find(FACTS):
+    with cache.open(FACTS, build) as base:
+        cache.open({"kind": "blob"}, build, base=base).close()
+    with cache.find(FACTS) as base:
+        blob = cache.find({"kind": "blob"}, base=base)
+    with blob:  # which is of no use without its base
         assert cache.clear() == []
-    assert len(cache.clear()) == 1
+    assert len(cache.clear()) == 2
     assert cache.find(FACTS) is None
 
 
