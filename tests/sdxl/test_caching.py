@@ -294,6 +294,19 @@ def test_what_is_cached_is_opened_while_diffusers_is_imported(folder):
     assert numbers(_WARM, 4, folder) == [1, 4, 1, 4]
 
 
+def test_what_is_opened_ahead_is_told_as_if_it_were_not(folder):
+    told = []
+    for events in ([], told):
+        with ovtensor.sdxl_pipeline(
+            ovtensor.tiny_sdxl_path(), **ALL, verify=True, cache=folder, on_event=events.append
+        ):
+            pass
+    stages = [(event.stage, event.state) for event in told if event.component == "text_encoder"]
+    states = ("started", "finished")
+    assert stages == [(stage, state) for stage in ("compile", "warm-up") for state in states]
+    assert all(event.seconds > 0 for event in told if event.state == "finished")
+
+
 def test_what_is_found_wrong_ahead_is_found_wrong_again(folder, monkeypatch):
     """In the thread that opens the session, where it can be told."""
     options = {"unet": "torch", "text_encoders": F32, "vae": F32, "verify": True, "cache": folder}
@@ -307,9 +320,15 @@ def test_what_is_found_wrong_ahead_is_found_wrong_again(folder, monkeypatch):
             raise ParityError("not as torch does, in this test")
 
     monkeypatch.setattr(compiled, "demand_parity", refuse)
+    closed = []
+    close = compiled.Compiled.close
+    monkeypatch.setattr(
+        compiled.Compiled, "close", lambda self: closed.append(self.name) or close(self)
+    )
     with pytest.raises(ParityError, match="in this test"):
         ovtensor.split_backends(load(), progress=False, **options).__enter__()
     assert threads == [False, True]
+    assert closed.count("text_encoder") == 2
     assert not list(ovtensor.ModelCache(folder).path.glob("leases/*"))
 
 

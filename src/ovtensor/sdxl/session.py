@@ -205,7 +205,7 @@ class Session(Generic[Pipe]):
         return {
             name: found
             for name in skeletons
-            if (found := [lora for lora in loras if name in lora.tensors])
+            if (found := [one for one in loras if name in one.tensors])
         }
 
     @uncollected()
