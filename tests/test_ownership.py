@@ -242,15 +242,6 @@ def test_to_torch_devices():
     assert ovtensor.to_torch(np.ones(2), dtype=torch.float8_e5m2).float().tolist() == [1, 1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tensors_of_another_device():
-    x = torch.arange(6.0, device="cuda").reshape(2, 3).T
-    np.testing.assert_array_equal(ovtensor.to_numpy(x.bfloat16()), x.cpu())
-    assert ovtensor.to_torch(x).device.type == "cuda"
-    with pytest.raises(ConversionError, match="copy=False"):
-        ovtensor.to_numpy(x, copy=False)
-
-
 def test_the_input_is_left_as_it_was():
     x = torch.arange(4.0, requires_grad=True)
     y = x * 1

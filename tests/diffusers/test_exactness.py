@@ -14,7 +14,7 @@ from PIL import Image
 
 from ovtensor import diffusers as ours
 from ovtensor import patch_diffusers
-from ovtensor.diffusers import _methods, _pixels
+from ovtensor.diffusers import _methods, _outputs, _pixels
 from ovtensor.errors import InputError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -131,7 +131,7 @@ def test_what_is_not_denormalized_wraps_around_as_in_numpy(channels):
     expected = reference.postprocess(image)
     actual = ours.VaeImageProcessor.from_config(reference.config).postprocess(image)
     assert_same_pictures(actual, expected)
-    if channels == 3:  # with the byte between two pixels
+    if channels == 3 and "RGB" in _outputs._WORD_MODES:  # with the byte between two pixels
         raw = [picture.tobytes("raw", "RGBX") for picture in (actual[0], expected[0])]
         assert len(set(raw)) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import threading
@@ -20,7 +21,7 @@ from child import numbers
 from ovtensor import Backend
 from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosedError
 from ovtensor.sdxl import compiled, sources
-from ovtensor.sdxl.identity import structure
+from ovtensor.sdxl.identity import structure, versions
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
@@ -394,3 +395,15 @@ def test_a_damaged_entry_that_is_opened_ahead_is_told_of_once(action, tmp_path, 
             return
         assert drawn(cache=tmp_path) == without_cache
     assert len([one for one in told if one.category is CacheWarning]) == 1
+
+
+def test_versions_of_packages_that_were_bundled_without_metadata(monkeypatch):
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    told = versions()
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    bare = versions()
+    assert bare.keys() == told.keys()
+    assert bare["ovtensor"] == ovtensor.__version__
+    assert bare["torch"] == torch.__version__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import types
@@ -63,7 +64,14 @@ def told(config: dict[str, Any]) -> Any:
 def versions(*packages: str) -> dict[str, str]:
     """Versions of what takes part in every conversion, and of other packages."""
     always = ("ovtensor", "torch", "diffusers", "transformers", "openvino")
-    return {package: importlib.metadata.version(package) for package in (*always, *packages)}
+    return {package: _version(package) for package in (*always, *packages)}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a source tree, or bundled without metadata
+        return str(importlib.import_module(package).__version__)
 
 
 def _described(value: Any, depth: int = 0) -> Any:
