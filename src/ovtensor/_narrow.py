@@ -10,7 +10,6 @@ Noune et al. (arXiv:2206.02915), and NormalFloat4 of Dettmers et al. (arXiv:2305
 from __future__ import annotations
 
 import functools
-import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -36,7 +35,7 @@ _NF4 = (
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-_HIGH_HALF = 1 if sys.byteorder == "little" else 0
+_HALF = np.uint32(16)  # bits
 
 
 def decode(bits: Array, element: ElementType) -> Array:
@@ -44,10 +43,9 @@ def decode(bits: Array, element: ElementType) -> Array:
     if element.name != "bfloat16":
         values: Array = np.asarray(_values(element.name)[bits])  # not a scalar
         return values
-    # A bfloat16 is the upper half of a float32; writing only that half is the fastest way.
-    out = np.zeros((*bits.shape, 1), np.float32)
-    out.view(np.uint16)[..., _HIGH_HALF] = bits
-    wide: Array = out.reshape(bits.shape)
+    # A bfloat16 is the upper half of a float32. Widening within the shift keeps to the cache.
+    words = np.left_shift(bits, _HALF, dtype=np.uint32)
+    wide: Array = np.asarray(words).view(np.float32)
     return wide
 
 
