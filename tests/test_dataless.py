@@ -242,6 +242,48 @@ def test_compile_without_fullgraph_falls_back_to_true_values():
     np.testing.assert_array_equal(slow, plain.T)
 
 
+BIT_PATTERNS = torch.tensor([[0.0, 1.5, -2.0, 3e5], [torch.nan, torch.inf, -0.0, 7.0]])
+
+
+def outcome(convert, x, options):
+    try:
+        out = convert(x, **options)
+    except ConversionError as error:
+        return type(error), str(error)
+    bits = ovtensor.to_numpy(out, dtype="native")
+    return type(out), bits.dtype, bits.shape, bits.tobytes()
+
+
+@pytest.mark.parametrize("convert", [ovtensor.to_numpy, ovtensor.to_torch, ovtensor.to_openvino])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"copy": True},
+        {"dtype": "bfloat16"},
+        {"dtype": "float16"},
+        {"dtype": "uint8", "casting": "unsafe"},
+        {"dtype": "float8_e4m3fn", "casting": "unsafe"},
+    ],
+    ids=str,
+)
+def test_after_a_break_of_the_graph_every_bit_is_the_same(convert, options):
+    values = [
+        BIT_PATTERNS,
+        BIT_PATTERNS.bfloat16().t(),
+        BIT_PATTERNS.to(torch.float8_e5m2),
+        BIT_PATTERNS.numpy().astype(">f4"),
+    ]
+
+    @torch.compile(backend="eager")
+    def function(x):
+        return outcome(convert, x, options)
+
+    for x in values:
+        torch._dynamo.reset()
+        assert function(x) == outcome(convert, x, options)
+
+
 @pytest.mark.parametrize("name", ["causal_upper_left", "causal_lower_right"])
 @pytest.mark.parametrize("shape", [(4, 4), (2, 3)])
 def test_masks_of_attention_hold_no_values(name, shape):

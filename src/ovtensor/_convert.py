@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from ovtensor._host import HostArray, TensorInfo, qualified_name
 from ovtensor._ownership import Need, settle
 from ovtensor._packed import pack
 from ovtensor._registry import host, quick_by_type, read, route_for
-from ovtensor.errors import ConversionError, MissingExtraError
+from ovtensor.errors import ConversionError, DatalessTensorError, MissingExtraError
 
 if TYPE_CHECKING:
     import openvino
@@ -23,6 +25,7 @@ __all__ = ["describe", "to_numpy", "to_openvino", "to_torch"]
 
 Casting: TypeAlias = Literal["same_value", "unsafe"]
 Array: TypeAlias = "np.ndarray[Any, Any]"
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 def to_numpy(
@@ -85,7 +88,7 @@ def to_numpy(
         quick = quick_by_type.get(type(x))
         if quick is not None and (array := quick(x)) is not None:
             return array
-    return _to_numpy(x, host(read(x)), dtype, copy, casting)
+    return _untraced(_to_numpy)(x, dtype, copy, casting)
 
 
 def to_torch(
@@ -118,29 +121,7 @@ def to_torch(
     MissingExtraError
         If PyTorch is not installed.
     """
-    torch = _framework("torch")
-    check_casting(casting)
-    if dtype is None and isinstance(x, torch.Tensor):
-        from ovtensor._routes.torch_ import on_device
-
-        if (there := on_device(x)) is not None:
-            return _placed(x, there, device, copy)
-    found = _unmasked(x, host(read(x)))
-    target = found.element if dtype is None else element_of(dtype)
-    if dtype is None and _torch_dtype(torch, target) is None:
-        target = BY_NAME[target.default]
-    carried = _torch_dtype(torch, target)
-    if carried is None:
-        raise ConversionError(
-            f"{_given(x)}: PyTorch has no {target.name}; give a dtype that it has, such as float32"
-        )
-    bits = _settle(x, found, target, copy, casting, _TORCH_NEEDS)
-    if not target.in_numpy:
-        bits = bits.view(f"i{bits.dtype.itemsize}")
-    with torch._C.DisableTorchFunction():  # noqa: SLF001  a default device must not move it
-        out = torch.from_numpy(bits)
-        out = out if target.in_numpy else out.view(carried)
-        return _placed(x, out, device, None if copy else copy)
+    return _untraced(_to_torch)(x, dtype, device, copy, casting)
 
 
 def to_openvino(
@@ -168,28 +149,7 @@ def to_openvino(
     MissingExtraError
         If OpenVINO is not installed.
     """
-    openvino = _framework("openvino")
-    check_casting(casting)
-    found = _unmasked(x, host(read(x)))
-    target = found.element if dtype is None else element_of(dtype)
-    if dtype is None and target.openvino is None:
-        target = BY_NAME[target.default]
-    if target.openvino is None or not hasattr(openvino.Type, target.openvino):
-        raise ConversionError(
-            f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
-            "or split complex numbers into a last axis of two"
-        )
-    if target.packed and copy is False:
-        raise ConversionError(f"{_given(x)}: packing {target.name} takes a copy; drop copy=False")
-    bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
-    if target.name == "str":
-        return openvino.Tensor(bits)
-    kind = getattr(openvino.Type, target.openvino)
-    if target.packed:
-        if bits.ndim == 0:
-            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
-        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
-    return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
+    return _untraced(_to_openvino)(x, dtype, copy, casting)
 
 
 def describe(x: Any) -> TensorInfo:
@@ -225,7 +185,8 @@ def describe(x: Any) -> TensorInfo:
     return TensorInfo(library, qualified_name(cls), reason=reason)
 
 
-def _to_numpy(x: Any, found: HostArray, dtype: Any, copy: bool | None, casting: Casting) -> Array:
+def _to_numpy(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> Array:
+    found = host(read(x))
     check_casting(casting)
     if dtype is None:
         target, view_as = BY_NAME[found.element.default], None
@@ -240,6 +201,79 @@ def _to_numpy(x: Any, found: HostArray, dtype: Any, copy: bool | None, casting: 
     if found.mask is not None:
         return np.ma.MaskedArray(values, found.mask, copy=False)
     return values
+
+
+def _to_torch(x: Any, dtype: Any, device: Any, copy: bool | None, casting: Casting) -> torch.Tensor:
+    torch = _framework("torch")
+    check_casting(casting)
+    if dtype is None and isinstance(x, torch.Tensor):
+        from ovtensor._routes.torch_ import on_device
+
+        if (there := on_device(x)) is not None:
+            return _placed(x, there, device, copy)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    if dtype is None and _torch_dtype(torch, target) is None:
+        target = BY_NAME[target.default]
+    carried = _torch_dtype(torch, target)
+    if carried is None:
+        raise ConversionError(
+            f"{_given(x)}: PyTorch has no {target.name}; give a dtype that it has, such as float32"
+        )
+    bits = _settle(x, found, target, copy, casting, _TORCH_NEEDS)
+    if not target.in_numpy:
+        bits = bits.view(f"i{bits.dtype.itemsize}")
+    with torch._C.DisableTorchFunction():  # noqa: SLF001  a default device must not move it
+        out = torch.from_numpy(bits)
+        out = out if target.in_numpy else out.view(carried)
+        return _placed(x, out, device, None if copy else copy)
+
+
+def _to_openvino(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> openvino.Tensor:
+    openvino = _framework("openvino")
+    check_casting(casting)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    if dtype is None and target.openvino is None:
+        target = BY_NAME[target.default]
+    if target.openvino is None or not hasattr(openvino.Type, target.openvino):
+        raise ConversionError(
+            f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
+            "or split complex numbers into a last axis of two"
+        )
+    if target.packed and copy is False:
+        raise ConversionError(f"{_given(x)}: packing {target.name} takes a copy; drop copy=False")
+    bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
+    if target.name == "str":
+        return openvino.Tensor(bits)
+    kind = getattr(openvino.Type, target.openvino)
+    if target.packed:
+        if bits.ndim == 0:
+            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
+        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
+    return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
+
+
+def _untraced(work: Work) -> Work:
+    """Keep ``torch.compile`` out of a conversion.
+
+    After a graph broke, dynamo would go on with our own frames: it makes operators of torch of what
+    NumPy does there, which give other bits or nothing at all.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return work
+    if sys.modules["torch"].compiler.is_dynamo_compiling():
+        raise DatalessTensorError(
+            "there are no values while torch.compile or torch.export traces; "
+            "convert outside of the traced function"
+        )
+    untraced: Work = _disabled(work)
+    return untraced
+
+
+@functools.cache
+def _disabled(work: Any) -> Any:
+    return sys.modules["torch._dynamo"].disable(work)
 
 
 _TORCH_NEEDS: tuple[Need, ...] = ("writeable", "forward")

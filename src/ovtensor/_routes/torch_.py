@@ -7,7 +7,6 @@ and nothing about the tensor changes. Everything else goes through an operator o
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +44,7 @@ class TorchRoute:
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
         """Find the values of any tensor."""
-        if _is_dynamo_compiling():
-            _refuse_trace()
-        found: np.ndarray[Any, Any] | HostArray
-        found = _read(x) if "torch._dynamo" not in sys.modules else _read_untraced()(x)
-        return found
+        return _read(x)
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the tensor's metadata say, and whether there are values behind them."""
@@ -126,13 +121,6 @@ class ParameterRoute(TorchRoute):
 
     __slots__ = ()
     quick = staticmethod(_short_way(lambda x: x.numpy(force=True)))
-
-
-def _refuse_trace() -> None:
-    raise DatalessTensorError(
-        "a tensor has no values while torch.compile or torch.export traces; "
-        "convert outside of the traced function"
-    )
 
 
 def on_device(x: torch.Tensor) -> torch.Tensor | None:
@@ -242,12 +230,6 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
         "data": (x.data_ptr(), False),
     }
     return pinned(interface, x)
-
-
-@functools.cache
-def _read_untraced() -> Any:
-    """Keep dynamo out of our own frames, which it meets after a graph broke at the call."""
-    return sys.modules["torch._dynamo"].disable(_read)
 
 
 def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
