@@ -99,6 +99,7 @@ class Sulky:
         ([2**63 + 1, -1], "would change values"),
         (2**70, "beyond 64 bits"),
         ([2**70], "beyond 64 bits"),
+        ([2**60 + 1, 0.5], "int64 to float64 would change values"),
         (np.str_("a"), "numpy.str_ is a string"),
         (np.array(["a", 1], dtype=object), "object.*holds a builtins.str"),
         (np.array([2**70], dtype=object), "numbers too large"),

@@ -100,6 +100,7 @@ def test_float4_pairs_are_unpacked():
         ovtensor.to_numpy(x, dtype="native", copy=False)  # ml_dtypes spends a byte on each
     transposed = x.T
     np.testing.assert_array_equal(ovtensor.to_numpy(transposed), [[0, 0.5, 2, 3], [1, 1.5, 4, -6]])
+    np.testing.assert_array_equal(ovtensor.to_numpy(x[:1]), wanted[:1])
     packed = ovtensor.to_openvino(x)
     assert packed.element_type.get_type_name() == "f4e2m1"
     np.testing.assert_array_equal(ovtensor.to_numpy(packed), wanted)
@@ -120,6 +121,9 @@ def test_flags_on_top_of_memory():
     negative = z.conj().imag
     assert negative.is_neg()
     np.testing.assert_array_equal(ovtensor.to_numpy(negative), [-2, 4])
+    np.testing.assert_array_equal(
+        ovtensor.to_numpy(torch._neg_view(torch.tensor([1.5, -2]).bfloat16())), [-1.5, 2]
+    )
     np.testing.assert_array_equal(ovtensor.to_numpy(torch._efficientzerotensor((2, 3))), 0)
     with pytest.raises(ConversionError, match="copy=False"):
         ovtensor.to_numpy(negative, copy=False)

@@ -257,12 +257,13 @@ def _to_openvino(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> ope
 def _untraced(work: Work) -> Work:
     """Keep ``torch.compile`` out of a conversion.
 
-    After a graph broke, dynamo would go on with our own frames: it makes operators of torch of what
-    NumPy does there, which give other bits or nothing at all.
+    After a graph broke, dynamo would go on with our own frames, and fail where torch lacks what
+    NumPy does there.
     """
-    if "torch._dynamo" not in sys.modules:
+    torch = sys.modules.get("torch")
+    if torch is None or "torch._dynamo" not in sys.modules:
         return work
-    if sys.modules["torch"].compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling():
         raise DatalessTensorError(
             "there are no values while torch.compile or torch.export traces; "
             "convert outside of the traced function"
