@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovtensor import diffusers as ours
-from ovtensor import patch_diffusers
+from ovtensor import patch_diffusers, to_openvino
 from ovtensor.diffusers import _methods, _outputs, _pixels
 from ovtensor.errors import InputError
 
@@ -281,3 +281,49 @@ def test_preprocess_is_diffusers_own():
     ):
         expected = stock.VaeImageProcessor().preprocess(image)
         assert torch.equal(ours.VaeImageProcessor().preprocess(image), expected)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, torch.Tensor.numpy, to_openvino])
+def test_masks_of_image_prompts_shrink_as_in_diffusers(convert):
+    masks = torch.rand(2, 16, 24)
+    expected = stock.IPAdapterMaskProcessor.downsample(masks, 2, 24, 8)
+    actual = ours.IPAdapterMaskProcessor.downsample(convert(masks), 2, 24, 8)
+    assert actual.shape == (2, 24, 8)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, to_openvino])
+def test_inpainting_prepares_image_and_mask_as_diffusers(convert):
+    image, mask = torch.rand(1, 3, 16, 16), torch.rand(1, 1, 16, 16)
+    expected = stock.InpaintProcessor(vae_scale_factor=4).preprocess(image, mask)
+    processor = ours.InpaintProcessor(vae_scale_factor=4)
+    actual = processor.preprocess(convert(image), convert(mask))
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    assert actual[2] == expected[2]
+    alone = processor.preprocess(convert(image))
+    assert torch.equal(alone[0], expected[0])
+    assert alone[1] is None
+
+
+class Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.tensor([[-3, 0, 1]]),
+        torch.tensor([[-3.0, 0.25, 1]], requires_grad=True),
+        torch.tensor([[-3.0, 0.25, 1]]).as_subclass(Named),
+        torch.tensor([[-3.0, 0.25, 1]], dtype=torch.bfloat16),
+    ],
+    ids=["integers", "gradient", "subclass", "bfloat16"],
+)
+def test_denormalizing_by_itself(image):
+    expected = stock.VaeImageProcessor.denormalize(image)
+    actual = ours.VaeImageProcessor.denormalize(image)
+    assert type(actual) is type(expected)
+    assert actual.dtype is expected.dtype
+    assert actual.requires_grad is expected.requires_grad
+    assert torch.equal(actual, expected)

@@ -9,7 +9,7 @@ import torch
 from diffusers import image_processor as stock
 from torch._subclasses import FakeTensorMode
 
-from ovtensor.diffusers import VaeImageProcessor
+from ovtensor.diffusers import VaeImageProcessor, VideoProcessor
 from ovtensor.errors import ConversionError, DatalessTensorError, InputError
 
 
@@ -93,3 +93,15 @@ def test_tensors_without_values(image):
             VaeImageProcessor.pt_to_numpy(given)
     with mode, pytest.raises(DatalessTensorError):
         pixels(image)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 8), (1, 3, 0, 6, 8)])
+def test_videos_of_a_wrong_shape(shape):
+    with pytest.raises(InputError, match=r"wanted videos \(batch, channels, frames"):
+        VideoProcessor().postprocess_video(torch.zeros(shape))
+
+
+def test_latents_of_any_kind_come_back_as_a_tensor(image):
+    for given in (image.numpy(), openvino.Tensor(image.numpy()), list(image)):
+        assert torch.equal(VaeImageProcessor().postprocess(given, "latent"), image)
+    assert VaeImageProcessor().postprocess(image, "latent") is image

@@ -52,7 +52,10 @@ def test_existing_processors_and_bound_names_change_and_come_back():
         assert is_patched()
         for processor in (older, stock.PixArtImageProcessor(), VideoProcessor()):
             assert takes_openvino(processor)
-        assert takes_openvino(stock.InpaintProcessor()._image_processor)
+        inpaint = stock.InpaintProcessor()
+        assert takes_openvino(inpaint._image_processor)
+        image, mask = (openvino.Tensor(torch.ones(1, c, 8, 8).numpy()) for c in (3, 1))
+        assert [part.shape[1] for part in inpaint.preprocess(image, mask)[:2]] == [3, 1]
         assert bound_by_name is pil_utils.numpy_to_pil
     handle.undo()
     with pytest.raises(ValueError, match="incorrect format"):

@@ -150,3 +150,13 @@ def test_the_helpers_are_guarded_too(broken):
             pil_utils.numpy_to_pil(array)
     with pytest.raises(NonFiniteError):
         VideoProcessor().postprocess_video(broken.transpose(0, 1)[None], "np")
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt", "pil", "uint8"])
+@pytest.mark.parametrize("flags", [None, [False, False]])
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_broken_image_of_a_list(output_type, flags, place):
+    images = [torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)]
+    images[place][0, 1, 2] = NAN
+    with pytest.raises(NonFiniteError, match=f"image {place} of a batch of 2"):
+        VaeImageProcessor().postprocess(images, output_type, flags)

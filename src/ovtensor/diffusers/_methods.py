@@ -32,7 +32,6 @@ _denormalize = stock.VaeImageProcessor.denormalize
 _denormalize_conditionally = stock.VaeImageProcessor._denormalize_conditionally  # noqa: SLF001
 _pt_to_numpy = stock.VaeImageProcessor.pt_to_numpy
 _numpy_to_pil = stock.VaeImageProcessor.numpy_to_pil
-_inpaint_preprocess = stock.InpaintProcessor.preprocess
 _preprocess_video = VideoProcessor.preprocess_video
 _postprocess_video = VideoProcessor.postprocess_video
 _downsample = stock.IPAdapterMaskProcessor.downsample
@@ -164,11 +163,6 @@ def plain_pt_to_pil(images: Any) -> list[Image.Image]:
     return pictures
 
 
-def inpaint_preprocess(self: Any, image: Any, mask: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Prepare an image and its mask as diffusers does, from any tensor-like object."""
-    return _inpaint_preprocess(self, for_preprocess(image), for_preprocess(mask), *args, **kwargs)
-
-
 def preprocess_video(self: Any, video: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Prepare videos as diffusers does, from any tensor-like object."""
     prepared: torch.Tensor = _preprocess_video(self, for_preprocess(video), *args, **kwargs)
@@ -205,8 +199,9 @@ def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: 
 
 
 def downsample(mask: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Shrink a mask for attention as diffusers does, from any tensor-like object."""
-    result: torch.Tensor = _downsample(for_preprocess(mask), *args, **kwargs)
+    """Shrink masks ``(masks, height, width)`` for attention as diffusers does."""
+    tensor = mask if _needs_gradient(mask) else as_tensor(mask)
+    result: torch.Tensor = _downsample(tensor, *args, **kwargs)
     return result
 
 

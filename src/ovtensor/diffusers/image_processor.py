@@ -82,5 +82,3 @@ class InpaintProcessor(stock.InpaintProcessor):
         super().__init__(*args, **kwargs)
         self._image_processor = VaeImageProcessor.from_config(self._image_processor.config)
         self._mask_processor = VaeImageProcessor.from_config(self._mask_processor.config)
-
-    preprocess = _methods.inpaint_preprocess

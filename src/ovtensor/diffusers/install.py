@@ -51,7 +51,6 @@ _PATCH = Patch(
         if not name.startswith("_") and callable(getattr(mine, name))
     ]
     + [
-        Swap(stock.InpaintProcessor, "preprocess", ours.InpaintProcessor.preprocess),
         Swap(pil_utils.pt_to_pil, "__code__", _pt_to_pil.__code__),
         Swap(pil_utils.numpy_to_pil, "__code__", _numpy_to_pil.__code__),
     ]
