@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
+import types
 import warnings
 
 import numpy as np
@@ -282,6 +284,12 @@ def test_after_a_break_of_the_graph_every_bit_is_the_same(convert, options):
     for x in values:
         torch._dynamo.reset()
         assert function(x) == outcome(convert, x, options)
+
+
+def test_while_another_thread_imports_the_compiler(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", types.ModuleType("torch._dynamo"))
+    for convert in (ovtensor.to_numpy, ovtensor.to_torch, ovtensor.to_openvino):
+        assert outcome(convert, torch.ones(2).bfloat16(), {})[2] == (2,)
 
 
 @pytest.mark.parametrize("name", ["causal_upper_left", "causal_lower_right"])

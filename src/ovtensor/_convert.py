@@ -260,21 +260,22 @@ def _untraced(work: Work) -> Work:
     After a graph broke, dynamo would go on with our own frames, and fail where torch lacks what
     NumPy does there.
     """
+    disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
     torch = sys.modules.get("torch")
-    if torch is None or "torch._dynamo" not in sys.modules:
+    if disable is None or torch is None:  # or another thread is still importing it
         return work
     if torch.compiler.is_dynamo_compiling():
         raise DatalessTensorError(
             "there are no values while torch.compile or torch.export traces; "
             "convert outside of the traced function"
         )
-    untraced: Work = _disabled(work)
+    untraced: Work = _disabled(disable, work)
     return untraced
 
 
 @functools.cache
-def _disabled(work: Any) -> Any:
-    return sys.modules["torch._dynamo"].disable(work)
+def _disabled(disable: Any, work: Any) -> Any:
+    return disable(work)
 
 
 _TORCH_NEEDS: tuple[Need, ...] = ("writeable", "forward")
