@@ -44,7 +44,28 @@ class TorchRoute:
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
         """Find the values of any tensor."""
-        return _read(x)
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            x = peeled(x)
+            _demand_data(x)
+        simple = way_out(x, _memory)
+        if isinstance(simple, Masked):
+            values, mask = (host(read(part)) for part in simple)
+            return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
+        if simple is not x:
+            found = host(read(simple))
+            found.memory = Memory.UNKNOWN
+            return found
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            if x.layout is torch.strided and x.device.type == "cpu" and not x.is_quantized:
+                return _strided(x)
+            if disturbed():
+                raise DatalessTensorError(
+                    f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or "
+                    "dispatch mode is active; leave the mode first"
+                )
+            found = host(_strided(_dense(x).cpu()))
+        found.memory = Memory.FRESH
+        return found
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the tensor's metadata say, and whether there are values behind them."""
@@ -132,31 +153,6 @@ def on_device(x: torch.Tensor) -> torch.Tensor | None:
     simple = way_out(x, _memory)
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         return _dense(simple) if isinstance(simple, torch.Tensor) else None
-
-
-def _read(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
-    with torch._C.DisableTorchFunction():  # noqa: SLF001
-        x = peeled(x)
-        _demand_data(x)
-    simple = way_out(x, _memory)
-    if isinstance(simple, Masked):
-        values, mask = (host(read(part)) for part in simple)
-        return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
-    if simple is not x:
-        found = host(read(simple))
-        found.memory = Memory.UNKNOWN
-        return found
-    with torch._C.DisableTorchFunction():  # noqa: SLF001
-        if x.layout is torch.strided and x.device.type == "cpu" and not x.is_quantized:
-            return _strided(x)
-        if disturbed():
-            raise DatalessTensorError(
-                f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or dispatch "
-                "mode is active; leave the mode first"
-            )
-        found = host(_strided(_dense(x).cpu()))
-    found.memory = Memory.FRESH
-    return found
 
 
 def _demand_data(x: torch.Tensor) -> None:
