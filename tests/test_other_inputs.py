@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 import ovtensor
-from ovtensor.errors import ConversionError, InputError, MissingExtraError, OvtensorError
+from ovtensor.errors import (
+    ConversionError,
+    DatalessTensorError,
+    InputError,
+    MissingExtraError,
+    OvtensorError,
+)
 
 
 class Sub(np.ndarray):
@@ -151,6 +157,38 @@ def test_jax(need):
         np.testing.assert_array_equal(ovtensor.to_numpy(y), x)
     assert ovtensor.to_torch(x.astype(jnp.bfloat16)).dtype is torch.bfloat16
     assert ovtensor.to_openvino(x.astype(jnp.bfloat16)).element_type.get_type_name() == "bf16"
+
+
+@pytest.mark.parametrize("transform", ["jit", "vmap", "grad"])
+def test_jax_tracers_have_no_values(need, transform):
+    jax = need("jax")
+    seen = []
+
+    def traced(x):
+        seen.append(ovtensor.describe(x))
+        with pytest.raises(DatalessTensorError, match=r"Tracer .*while a function is traced"):
+            ovtensor.to_numpy(x)
+        return x.sum()
+
+    getattr(jax, transform)(traced)(jax.numpy.ones(3))
+    assert not seen[0].has_data
+    assert seen[0].shape == (() if transform == "vmap" else (3,))
+
+
+def test_jax_memory_that_was_given_away(need):
+    x = need("jax", "jax.numpy").ones(3)
+    assert ovtensor.describe(x).has_data
+    x.delete()
+    assert not ovtensor.describe(x).has_data
+    with pytest.raises(DatalessTensorError, match="it was deleted, or donated"):
+        ovtensor.to_numpy(x)
+
+
+def test_sparse_jax(need):
+    sparse = need("jax", "jax.experimental.sparse")
+    x = np.array([[0, 1.5], [-2, 0]], np.float32)
+    for form in (sparse.BCOO, sparse.BCSR):
+        np.testing.assert_array_equal(ovtensor.to_numpy(form.fromdense(x)), x)
 
 
 def test_array_api_strict(need):

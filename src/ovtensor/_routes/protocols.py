@@ -12,7 +12,7 @@ from ovtensor._dtypes import BY_NUMPY
 from ovtensor._host import HostArray, Memory, TensorInfo
 from ovtensor._registry import host, self_description
 from ovtensor._routes.numpy_ import ROUTE as NUMPY
-from ovtensor.errors import ConversionError
+from ovtensor.errors import ConversionError, DatalessTensorError
 
 __all__ = ["ROUTE"]
 
@@ -26,6 +26,8 @@ class ProtocolRoute:
 
     def read(self, x: Any, /) -> HostArray:
         """Take the first protocol that gives numbers; then what NumPy's route says of those."""
+        if (reason := self.why_dataless(x)) is not None:
+            raise DatalessTensorError(f"{self.describe(x)} has no values: {reason}")
         reasons = []
         for name, way in _WAYS:
             if name is not None and not hasattr(x, name):
@@ -46,7 +48,14 @@ class ProtocolRoute:
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell what the object tells about itself."""
         told = self_description(x, "protocols")
-        return dataclasses.replace(told, zero_copy=_shares(x))
+        reason = self.why_dataless(x)
+        return dataclasses.replace(
+            told, has_data=reason is None, reason=reason, zero_copy=reason is None and _shares(x)
+        )
+
+    def why_dataless(self, x: Any, /) -> str | None:  # noqa: ARG002
+        """Say why there are no values, for a library that can tell; None if there are."""
+        return None
 
 
 def _shares(x: Any) -> bool:
