@@ -21,7 +21,7 @@ from child import numbers
 from ovtensor import Backend
 from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosedError
 from ovtensor.sdxl import compiled, sources
-from ovtensor.sdxl.identity import structure, versions
+from ovtensor.sdxl.identity import versions
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
@@ -143,14 +143,6 @@ def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
     assert len(compiles) == 1
 
 
-def _once(x):
-    return x
-
-
-def _twice(x):
-    return 2 * x
-
-
 def lent_states(pipe, folder) -> str:
     with ovtensor.split_backends(pipe, unet=F32, cache=folder) as split:
         return states(split)["unet"]
@@ -173,21 +165,14 @@ def test_modules_in_memory_are_told_apart_by_all_that_computes(tmp_path):
     tuned.unet.set_attn_processor(AttnProcessor())  # the same sums in another order
     assert lent_states(tuned, tmp_path) == "miss"
 
-    # Two functions are of one class, and differ in what they do.
-    tuned = load()
-    tuned.unet.time_proj.wave = _once
-    described = structure(tuned.unet)
-    tuned.unet.time_proj.wave = _twice
-    assert structure(tuned.unet) != described
-    assert described != structure(load().unet)
-
     hooked = load()
     hooked.unet.conv_out.register_forward_hook(lambda _module, _given, output: output * 2)
-    assert lent_states(hooked, tmp_path) == "off"  # nobody can tell what a hook does
     replaced = load()
     forward = replaced.unet.conv_out.forward
     replaced.unet.conv_out.forward = lambda x: forward(x) * 2
-    assert lent_states(replaced, tmp_path) == "off"
+    for altered in (hooked, replaced):  # nobody can tell what either does
+        with pytest.warns(CacheWarning, match="conv_out: it has a hook, or a forward of its own"):
+            assert lent_states(altered, tmp_path) == "off"
 
 
 @pytest.mark.parametrize("name", ["compiled.blob", "model.bin", "model.xml", "manifest.json"])

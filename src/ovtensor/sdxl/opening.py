@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
-from ovtensor.errors import ModelError
+from ovtensor.errors import CacheWarning, ModelError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.compiled import FORMAT, Compiled, find_compiled
-from ovtensor.sdxl.identity import versions
+from ovtensor.sdxl.identity import UndescribedError, versions
 from ovtensor.sdxl.runners import OpenVINORunner
 from ovtensor.sdxl.spec import Backend, torch_dtype
 
@@ -103,11 +104,18 @@ class Opener:
         graph = make(source.skeleton)
         ahead = self._ahead.get(graph.name)
         if ahead is None:
-            found = _Found(self._facts(graph.name, source, loras, backend))
+            found = self._known(graph.name, source, loras, backend)
         else:
             found = ahead.result()
             del self._ahead[graph.name]  # not before: what interrupts the wait leaves it to close
         compiled = found.compiled
+        if found.unknown is not None and not isinstance(self._store, ScratchStore):
+            warnings.warn(
+                f"{graph.name} is converted and not cached, for nobody can tell when it is the "
+                f"same again: {found.unknown}",
+                CacheWarning,
+                stacklevel=2,
+            )
         if compiled is None:
             compiled = self._converted(graph.name, source, loras, make, backend, found.facts)
         try:
@@ -132,7 +140,7 @@ class Opener:
         If something is wrong with it, that comes up again in the thread that opens the session.
         """
         start = time.perf_counter()
-        found = _Found(self._facts(graph, source, loras, backend))
+        found = self._known(graph, source, loras, backend)
         entry = None if found.facts is None else self._store.find(found.facts)
         if entry is None:
             return found
@@ -179,7 +187,7 @@ class Opener:
                 if halves is not None:
                     widen_the_rest(module)
             # What is kept under these facts has to be made of them.
-            if facts is not None and facts != self._facts(graph, source, loras, backend):
+            if facts is not None and facts != self._known(graph, source, loras, backend).facts:
                 raise ModelError(
                     f"the weights of {graph} changed while they were loaded; wait until "
                     f"nobody writes to them, and try again"
@@ -215,13 +223,14 @@ class Opener:
         computed = _rounds(backend) or self._verifies(backend) or loras
         return None if computed else source.halves
 
-    def _facts(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> Facts:
-        """All that can change a converted graph; None if that of its weights is not known."""
-        weights = source.facts(self._store)
-        if weights is None:
-            return None
+    def _known(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:
+        """All that can change a converted graph, or why that is not known."""
         involved = ["peft"] * bool(loras) + ["nncf"] * (backend.weights == "int8")
-        return {
+        try:
+            weights = source.facts(self._store)
+        except UndescribedError as error:
+            return _Found(None, str(error))
+        facts = {
             "kind": "ir",
             "format": FORMAT,
             "graph": graph,
@@ -234,11 +243,13 @@ class Opener:
             "reference": self._verifies(backend),
             "versions": versions(*involved),
         }
+        return _Found(facts)
 
 
 @dataclasses.dataclass(slots=True)
 class _Found:
     facts: Facts
+    unknown: str | None = None
     compiled: Compiled | None = None
     check_seconds: float = 0.0
 

@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 import math
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -64,8 +65,8 @@ class Source(Protocol):
         """Whether what ``load`` gives is the session's own and was computed, not just mapped."""
         ...
 
-    def facts(self, store: Store) -> dict[str, Any] | None:
-        """What tells these weights from all others, or None if nothing can."""
+    def facts(self, store: Store) -> dict[str, Any]:
+        """What tells these weights from all others; raises ``UndescribedError`` if nothing can."""
         ...
 
 
@@ -76,6 +77,8 @@ class FolderSource:
         self._name = name
         self._folder = folder
         self._library, self._kind = library, kind
+        # What is imported only now is as it was installed.
+        self._may_be_patched = library in sys.modules
 
     @functools.cached_property
     def _class(self) -> Any:
@@ -147,6 +150,8 @@ class FolderSource:
 
     def facts(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the files, which need not be read if they are known."""
+        if self._may_be_patched:
+            structure(self.skeleton)  # the same for all as the versions are, or raises
         files = sorted(path for kind in WEIGHTS for path in self._folder.glob(kind))
         return {
             "class": f"{self._library}.{self._kind}",
@@ -200,11 +205,9 @@ class ModuleSource:
         """See :class:`Source`."""
         return self._owned and (self._folder is None or self._folder.in_memory(dtype, loras))
 
-    def facts(self, store: Store) -> dict[str, Any] | None:
+    def facts(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the memory."""
         described = structure(self._module)
-        if described is None:
-            return None
         tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
         return {
             "class": qualified_name(type(self._module)),
