@@ -8,7 +8,7 @@ import shutil
 import openvino as ov
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoPipelineForImage2Image, UNet2DConditionModel
 
 import ovtensor
 from ovtensor import Backend
@@ -152,8 +152,16 @@ def test_what_a_compiled_graph_does_not_take_is_refused_not_dropped(eager_pipeli
                 encoder_hidden_states=torch.zeros(1, 77, 96),
                 added_cond_kwargs={"text_embeds": torch.zeros(1, 64)},
             )
-        with pytest.raises(ComponentError, match="not the weights"):
+        with pytest.raises(ComponentError, match="has no weights here"):
             pipe.unet.save_pretrained(tmp_path)
+
+
+def test_an_empty_batch_gives_no_empty_pictures(eager_pipeline):
+    with ovtensor.split_backends(eager_pipeline, vae="openvino", progress=False) as pipe:
+        other = AutoPipelineForImage2Image.from_pipe(pipe)
+        # Of 3 steps with a strength of 0.3 none is left, and diffusers goes on with empty latents.
+        with pytest.raises(ComponentError, match=r"\(0, 4, 8, 8\).*empty.*strength"):
+            other("a", image=torch.zeros(1, 3, 64, 64), num_inference_steps=3, strength=0.3)
 
 
 def test_a_vae_that_has_no_small_convolutions(eager_pipeline):
@@ -168,3 +176,63 @@ def test_a_vae_that_has_no_small_convolutions(eager_pipeline):
     f32 = Backend("openvino", precision="f32")
     with ovtensor.sdxl_pipeline(plain, unet="torch", vae=f32) as pipe:
         torch.testing.assert_close(pipe.vae.decode(latents).sample, expected, rtol=0, atol=1e-4)
+
+
+def test_what_a_stand_in_lacks_is_told_with_what_to_do(eager_pipeline):
+    openvino = {"unet": "openvino", "vae": "openvino", "text_encoders": "openvino"}
+    with ovtensor.split_backends(eager_pipeline, progress=False, **openvino) as pipe:
+        for ask, message in [
+            (lambda: pipe.enable_freeu(0.6, 0.4, 1.1, 1.2), r'enable_freeu.*unet="torch"'),
+            (lambda: pipe.unet.attn_processors, r'attn_processors.*unet="torch"'),
+            (lambda: pipe.text_encoder.get_input_embeddings, r'text_encoders="torch"'),
+            (lambda: pipe.vae.decoder.mid_block, r'vae_decoder .*mid_block.*vae="torch"'),
+            (lambda: pipe.vae.encoder.conv_in, r'vae_encoder .*conv_in.*vae="torch"'),
+        ]:
+            with pytest.raises(AttributeError, match=message):
+                ask()
+        assert not hasattr(pipe.unet, "enable_freeu")
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoders", None])
+def test_a_pipeline_with_compiled_components_is_not_saved(component, eager_pipeline, tmp_path):
+    config = dict(eager_pipeline.config)
+    options = dict.fromkeys(("unet", "vae", "text_encoders"), "torch")
+    if component is not None:
+        options[component] = "openvino"
+    with ovtensor.split_backends(eager_pipeline, progress=False, **options) as pipe:
+        if component is None:
+            pipe.save_pretrained(tmp_path / "saved")
+        else:
+            for saved in (pipe, pipe.ovtensor.clone()):
+                with pytest.raises(ComponentError, match="outside of the `with` block"):
+                    saved.save_pretrained(tmp_path / "saved")
+            assert not (tmp_path / "saved").exists()
+        if component == "vae":
+            with pytest.raises(ComponentError, match="outside of the `with` block"):
+                pipe.vae.save_pretrained(tmp_path / "vae")
+    assert dict(eager_pipeline.config) == config
+    eager_pipeline.save_pretrained(tmp_path / "after")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        file = (
+            "diffusion_pytorch_model.safetensors"
+            if name in ("unet", "vae")
+            else "model.safetensors"
+        )
+        kept = (tmp_path / "after" / name / file).read_bytes()
+        if component is None:
+            assert (tmp_path / "saved" / name / file).read_bytes() == kept
+
+
+def test_a_guarded_vae_shows_what_the_callers_has(eager_pipeline):
+    vae = eager_pipeline.vae
+    calls = []
+    hook = vae.decoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        with ovtensor.split_backends(eager_pipeline, progress=False, unet="torch") as pipe:
+            assert pipe.vae.decoder.conv_in is vae.decoder.conv_in
+            assert pipe.vae.state_dict().keys() == vae.state_dict().keys()
+            pipe("a", num_inference_steps=1)
+            assert calls == [1]
+    finally:
+        hook.remove()
+    assert "forward" not in vars(vae.decoder)

@@ -91,6 +91,15 @@ class _Lent:
         except ValueError as error:
             raise InputError(str(error)) from error
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what diffusers would leave out of the folder, and out of the pipeline's config."""
+        from ovtensor.sdxl.stand_ins import stands_in, unsaved
+
+        for name, component in self.components.items():  # type: ignore[attr-defined]
+            if stands_in(component):
+                raise unsaved(name)
+        super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
     @property
     def _interrupt(self) -> bool:
         return bool(self.__dict__.get("_interrupt", False))

@@ -167,11 +167,16 @@ class OpenVINORunner:
         """See :class:`Runner`."""
         if self._compiled.closed:
             raise closed_error(self.name)
+        shapes = [tuple(x.shape) for x in inputs]
+        if not all(x.numel() for x in inputs):
+            raise ComponentError(
+                f"{self.name} was called on inputs of shapes {shapes}, of which one is empty; if "
+                f"a picture was given, strength * num_inference_steps has to be at least 1"
+            )
         if self._shortest_keys(*inputs) < 2:
             raise ComponentError(
-                f"{self.name} was called on inputs of shapes {[tuple(x.shape) for x in inputs]}, "
-                f"which are too small for OpenVINO's attention; use a larger picture or prompt, "
-                f"or run it on torch"
+                f"{self.name} was called on inputs of shapes {shapes}, which are too small for "
+                f"OpenVINO's attention; use a larger picture or prompt, or run it on torch"
             )
         arrays = [
             np.ascontiguousarray(to_numpy(value, dtype=dtype))

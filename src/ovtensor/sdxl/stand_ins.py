@@ -6,7 +6,9 @@ make, and refuses an argument that its graph does not have: nothing is dropped w
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,32 +25,52 @@ if TYPE_CHECKING:
     from ovtensor.sdxl.events import Events
     from ovtensor.sdxl.runners import Runner
 
+# Which argument of a session says where each runs; for the rest it is text_encoders.
+_ARGUMENT = {"unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
 
-class _StandIn(torch.nn.Module):
-    """Common to all: a runner, the original's config, and the dtype that the pipeline sees."""
 
-    def __init__(self, runner: Runner, config: Any, dtype: torch.dtype) -> None:
+class _Elsewhere(torch.nn.Module):
+    """A module without weights, whose results a runner makes."""
+
+    def __init__(self, runner: Runner) -> None:
         super().__init__()
         self.runner = runner
+        self.eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Elsewhere:  # noqa: ARG002
+        # There are no weights to move: `.to()` changes neither where nor in what this computes.
+        return self
+
+    def __getattr__(self, attribute: str) -> Any:
+        try:
+            return super().__getattr__(attribute)
+        except AttributeError as error:
+            if attribute.startswith("_"):  # copy, pickle and repr ask for what need not be there
+                raise
+            name = self.runner.name
+            raise AttributeError(
+                f"{name} is a stand-in without {attribute!r}: it is computed elsewhere; change "
+                f"the component before the pipeline is split, or run it on torch "
+                f'({_ARGUMENT.get(name, "text_encoders")}="torch")'
+            ) from error
+
+
+class _StandIn(_Elsewhere):
+    """For a whole component: with the original's config, and the dtype that the pipeline sees."""
+
+    def __init__(self, runner: Runner, config: Any, dtype: torch.dtype) -> None:
+        super().__init__(runner)
         self.config = config
         self.dtype = dtype
-        self.eval()
 
     @property
     def device(self) -> torch.device:
         """Where results arrive unless the inputs were elsewhere."""
         return torch.device("cpu")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> _StandIn:  # noqa: ARG002
-        # There are no weights to move: `.to()` changes neither where nor in what this computes.
-        return self
-
     def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
         """Refuse: the weights are not here."""
-        raise ComponentError(
-            f"{self.runner.name} holds a compiled graph, not the weights; save the pipeline "
-            f"outside the `with` block"
-        )
+        raise unsaved(self.runner.name)
 
 
 class UNetStandIn(_StandIn):
@@ -140,37 +162,31 @@ class TextEncoderStandIn(_StandIn):
         return output if return_dict else output.to_tuple()
 
 
-class _ConvolutionsStandIn(torch.nn.Module):
+class _ConvolutionsStandIn(_Elsewhere):
     """In place of a VAE's encoder or decoder together with its 1x1 convolution."""
 
     def __init__(self, runner: Runner) -> None:
-        super().__init__()
-        self.runner = runner
+        super().__init__(runner)
         # diffusers reads a model's dtype off its tensors, and this is the only one left.
         self.register_buffer("interface_dtype", torch.empty(0), persistent=False)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> _ConvolutionsStandIn:  # noqa: ARG002
-        return self  # as for every stand-in
-
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        (output,) = self.runner(sample)
-        return output.to(sample.device)
+        return _convolved(self.runner, sample)
 
 
-class _Decoder(torch.nn.Module):
-    """A VAE's decoder whose pixels are checked: one that overflows runs once more in float32."""
+def _convolved(runner: Runner, sample: torch.Tensor) -> torch.Tensor:
+    (output,) = runner(sample)
+    return output.to(sample.device)
 
-    def __init__(
-        self, decoder: torch.nn.Module, in_f32: Callable[..., Any] | None, events: Events
-    ) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self._in_f32 = in_f32
-        self._events = events
 
-    def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self._events.stage("decode", "vae_decoder"):
-            pixels: torch.Tensor = self.decoder(sample, *args, **kwargs)
+def _guarded(
+    decode: Callable[..., torch.Tensor], in_f32: Callable[..., Any] | None, events: Events
+) -> Callable[..., torch.Tensor]:
+    """Check a decoder's pixels; where they overflow, have them made once more in float32."""
+
+    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with events.stage("decode", "vae_decoder"):
+            pixels = decode(sample, *args, **kwargs)
             if torch.isfinite(pixels).all():
                 return pixels
             if not torch.isfinite(sample).all():
@@ -178,13 +194,13 @@ class _Decoder(torch.nn.Module):
                     "the latents that vae_decoder was given hold NaN or infinity; it was the "
                     "unet or the scheduler that made them"
                 )
-            if self._in_f32 is not None:
+            if in_f32 is not None:
                 warnings.warn(
                     "vae_decoder gave NaN or infinity and runs once more in float32; give "
                     'vae=Backend(..., precision="f32") to spare the first run',
                     stacklevel=2,
                 )
-                (pixels,) = self._in_f32(sample)
+                (pixels,) = in_f32(sample)
                 pixels = pixels.to(sample.device)
             if not torch.isfinite(pixels).all():
                 raise NonFiniteError(
@@ -192,6 +208,8 @@ class _Decoder(torch.nn.Module):
                     "are broken, or the latents are out of its range"
                 )
             return pixels
+
+    return forward
 
 
 def vae_stand_in(
@@ -207,13 +225,45 @@ def vae_stand_in(
         name: torch.nn.Identity() for name, _ in vae.named_children()
     }
     replaced["encoder"] = _ConvolutionsStandIn(encoder)
-    replaced["decoder"] = _Decoder(_ConvolutionsStandIn(decoder), in_f32, events)
-    return shallow_copy(vae, **replaced)
+    decode = functools.partial(_convolved, decoder)
+    replaced["decoder"] = _with_forward(
+        _ConvolutionsStandIn(decoder), _guarded(decode, in_f32, events)
+    )
+    stand_in = shallow_copy(vae, **replaced)
+
+    def save_pretrained(*_args: Any, **_kwargs: Any) -> None:
+        raise unsaved("vae")
+
+    stand_in.save_pretrained = save_pretrained
+    return stand_in
 
 
 def guarded_vae(vae: Any, events: Events) -> Any:
     """A shallow copy of ``vae``, with the same weights, whose pixels are checked."""
-    return shallow_copy(vae, decoder=_Decoder(vae.decoder, None, events))
+    decoder = shallow_copy(vae.decoder)
+    # Calling the original runs its hooks; in the copy they would run once more.
+    decoder._forward_hooks, decoder._forward_pre_hooks = OrderedDict(), OrderedDict()  # noqa: SLF001
+    return shallow_copy(vae, decoder=_with_forward(decoder, _guarded(vae.decoder, None, events)))
+
+
+def stands_in(component: Any) -> bool:
+    """Tell whether a component, or a part of it, is computed elsewhere."""
+    return isinstance(component, torch.nn.Module) and any(
+        isinstance(part, _Elsewhere) for part in component.modules()
+    )
+
+
+def unsaved(name: str) -> ComponentError:
+    """Make the error of saving what has no weights."""
+    return ComponentError(
+        f"{name} is computed elsewhere and has no weights here; save the pipeline outside of the "
+        f"`with` block"
+    )
+
+
+def _with_forward(module: Any, forward: Callable[..., Any]) -> Any:
+    module.forward = forward
+    return module
 
 
 def _given(arguments: dict[str, Any]) -> list[str]:
