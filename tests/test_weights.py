@@ -8,6 +8,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -222,3 +223,26 @@ def test_adapters_are_loaded_released_fused_and_unloaded(need):
     assert not torch.allclose(expected[0], expected[1])
     for one, two in zip(results(released), expected, strict=True):
         assert torch.equal(one, two)
+
+
+def test_conjugated_and_negated_views_keep_their_values():
+    base = torch.tensor([1 + 2j, 3 - 4j])
+    module = torch.nn.Module()
+    for name, value in [("base", base), ("conj", base.conj()), ("neg", base.conj().imag)]:
+        module.register_buffer(name, value)
+    values = {name: ovtensor.to_numpy(value) for name, value in module.state_dict().items()}
+    assert ovtensor.release_weights(module) == 16
+    for name, value in module.state_dict().items():
+        np.testing.assert_array_equal(ovtensor.to_numpy(value), values[name])
+    module.base[0] = 5 + 6j  # they are views of one memory still
+    assert module.conj[0] == 5 - 6j
+    assert module.neg[0] == -6
+
+
+def test_weights_that_other_processes_share_stay_shared():
+    module = torch.nn.Linear(4, 4)
+    module.weight.share_memory_()
+    address = module.weight.data_ptr()
+    assert ovtensor.release_weights(module) == module.bias.nbytes
+    assert module.weight.is_shared()
+    assert module.weight.data_ptr() == address

@@ -49,7 +49,8 @@ def release_weights(
     module : torch.nn.Module
         Its parameters and buffers on the CPU are written once, as safetensors, and then backed by
         that file. The module, its parameters and buffers stay the same objects; tied ones stay
-        tied. Tensors on other devices and of other layouts than strided are left alone.
+        tied. Tensors on other devices, of other layouts than strided and in memory that processes
+        share are left alone.
     folder : path, optional
         Where the file goes; it needs as much room as the weights. By default ``/var/tmp``, or the
         system's temporary folder where there is no such thing. A folder in memory (tmpfs) frees
@@ -128,7 +129,9 @@ def _blocks(module: torch.nn.Module) -> list[_Block]:
         seen.add(id(tensor))
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
-        if storage.nbytes() == 0 or any(start <= address < end for start, end in mapped):
+        if storage.nbytes() == 0 or storage.is_shared():
+            continue
+        if any(start <= address < end for start, end in mapped):
             continue
         blocks.setdefault(address, _Block(name, storage, [])).tensors.append(tensor)
     return list(blocks.values())
@@ -183,7 +186,9 @@ def _back(block: _Block, mapping: mmap.mmap, begin: int) -> None:
     for tensor in block.tensors:
         view = torch.empty(0, dtype=tensor.dtype)
         view.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-        tensor.data = view
+        if tensor.is_neg():
+            view = torch._neg_view(view)  # noqa: SLF001  what .imag of a conjugate is; none public
+        tensor.data = view.conj() if tensor.is_conj() else view
 
 
 def _folder(folder: str | os.PathLike[str] | None) -> Path:

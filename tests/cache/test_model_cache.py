@@ -505,5 +505,7 @@ def test_a_bound_that_is_none(size, tmp_path):
 
 
 def test_a_path_that_is_none():
+    with pytest.raises(InputError, match="an empty path"):
+        ModelCache("")
     with pytest.raises(InputError, match="a int does not name"):
         ovtensor.ModelCache(5)

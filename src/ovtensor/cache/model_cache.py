@@ -62,6 +62,8 @@ class ModelCache:
     ) -> None:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes <= 0:
             raise InputError(f"max_bytes is a positive number of bytes, not {max_bytes!r}")
+        if path == "":
+            raise InputError("a cache is kept in a folder, which an empty path does not name")
         if path is None:
             path = os.environ.get("OVTENSOR_CACHE_DIR") or platformdirs.user_cache_path(
                 "ovtensor", appauthor=False
