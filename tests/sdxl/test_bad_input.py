@@ -12,7 +12,13 @@ from diffusers import AutoencoderKL, AutoPipelineForImage2Image, UNet2DCondition
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor.errors import BackendError, ComponentError, InputError, ModelError
+from ovtensor.errors import (
+    BackendError,
+    ComponentError,
+    InputError,
+    ModelError,
+    SessionClosedError,
+)
 
 
 @pytest.fixture
@@ -195,7 +201,10 @@ def test_what_a_stand_in_lacks_is_told_with_what_to_do(eager_pipeline):
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoders", None])
 def test_a_pipeline_with_compiled_components_is_not_saved(component, eager_pipeline, tmp_path):
-    config = dict(eager_pipeline.config)
+    def parts():
+        return {name: eager_pipeline.config[name] for name in eager_pipeline.components}
+
+    before = parts()
     options = dict.fromkeys(("unet", "vae", "text_encoders"), "torch")
     if component is not None:
         options[component] = "openvino"
@@ -210,7 +219,7 @@ def test_a_pipeline_with_compiled_components_is_not_saved(component, eager_pipel
         if component == "vae":
             with pytest.raises(ComponentError, match="outside of the `with` block"):
                 pipe.vae.save_pretrained(tmp_path / "vae")
-    assert dict(eager_pipeline.config) == config
+    assert parts() == before
     eager_pipeline.save_pretrained(tmp_path / "after")
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         file = (
@@ -236,3 +245,20 @@ def test_a_guarded_vae_shows_what_the_callers_has(eager_pipeline):
     finally:
         hook.remove()
     assert "forward" not in vars(vae.decoder)
+
+
+def test_a_pipeline_of_components_that_a_session_lends(eager_pipeline):
+    with ovtensor.split_backends(eager_pipeline, progress=False) as pipe:
+        other = AutoPipelineForImage2Image.from_pipe(pipe)
+        with pytest.raises(InputError, match=r"unet .* of another session.*clone"):
+            ovtensor.split_backends(other, progress=False).__enter__()
+        assert getattr(other, "ovtensor", None) is None
+
+
+def test_a_closed_pipeline_is_not_saved(tmp_path):
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), progress=False) as pipe:
+        clone = pipe.ovtensor.clone()
+    for closed in (pipe, clone):
+        with pytest.raises(SessionClosedError, match="released when its session was closed"):
+            closed.save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())

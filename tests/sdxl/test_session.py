@@ -354,3 +354,15 @@ def test_an_error_during_a_run_leaves_the_next_run_right():
         with pytest.raises(StopError):
             draw(pipe, SCENES[2], callback_on_step_end=stop)
         np.testing.assert_array_equal(draw(pipe, SCENES[2]), before)
+
+
+def test_a_session_that_is_opened_under_autocast(eager_pipeline, eager_pictures):
+    """Converted graphs are what the components are, whatever mode surrounds them."""
+    backends = dict.fromkeys(("unet", "vae", "text_encoders"), f32("openvino"))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        ovtensor.split_backends(eager_pipeline, verify=True, progress=False, **backends) as pipe,
+    ):
+        picture = draw(pipe, SCENES[0])
+        pipe.vae.encode(torch.zeros(1, 3, 64, 64))  # whose graph is made now
+    assert np.abs(picture.astype(int) - eager_pictures[0].astype(int)).max() <= 2

@@ -41,16 +41,19 @@ def test_auto_precision(device, capabilities, unet, vae, devices):
     assert properties(settled)["INFERENCE_PRECISION_HINT"] == vae
 
 
-def test_properties_of_the_callers_win():
-    backend = Backend(
-        "openvino",
-        precision="f32",
-        properties={"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1},
-    )
-    assert properties(backend) == {
-        "INFERENCE_PRECISION_HINT": "bf16",
-        "INFERENCE_NUM_THREADS": 1,
-    }
+def test_properties_of_the_caller():
+    backend = Backend("openvino", precision="f32", properties={"INFERENCE_NUM_THREADS": 1})
+    assert properties(backend) == {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    for given, message in [
+        ({"INFERENCE_PRECISION_HINT": "bf16"}, "is what `precision` says"),
+        ({1: 2}, "by their names"),
+        (3, "by their names"),
+        ([("NUM_STREAMS", 1)], "by their names"),
+    ]:
+        with pytest.raises(BackendError, match=message):
+            Backend("openvino", precision="f32", properties=given)
+    with pytest.raises(BackendError, match="are OpenVINO's"):
+        Backend("torch", properties={"NUM_STREAMS": 1})
 
 
 def test_a_precision_that_a_device_lacks(devices):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from ovtensor.errors import ComponentError, SessionClosedError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.parity import demand_parity
-from ovtensor.sdxl.spec import Backend, core, device_properties
+from ovtensor.sdxl.spec import PRECISION_HINT, Backend, core, device_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,7 +204,7 @@ class _Requests:
 
 def properties(backend: Backend) -> dict[str, Any]:
     """What a model is compiled with."""
-    return {"INFERENCE_PRECISION_HINT": backend.precision, **backend.properties}
+    return {PRECISION_HINT: backend.precision, **backend.properties}
 
 
 def compile_for(

@@ -94,7 +94,8 @@ class DeferredRunner:
             if self._closed:
                 raise closed_error(self.name)
             if self._runner is None:
-                self._runner = self._make()
+                with torch.autocast("cpu", enabled=False):  # as where a session is opened
+                    self._runner = self._make()
             return self._runner
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

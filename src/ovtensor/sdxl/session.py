@@ -89,7 +89,8 @@ class Session(Generic[Pipe]):
         with contextlib.ExitStack() as undo:  # undone at once if anything below raises
             undo.callback(give_back)
             undo.callback(self._mark_closed)
-            pipe = self._open(undo)
+            with torch.autocast("cpu", enabled=False):  # weights are cast as they are told to be
+                pipe = self._open(undo)
             self._undo = undo.pop_all()
         return cast("Pipe", pipe)
 
@@ -235,6 +236,7 @@ class Session(Generic[Pipe]):
     def _borrowed(self) -> tuple[Any, dict[str, Source]]:
         """The caller's pipeline."""
         from ovtensor.sdxl import loading
+        from ovtensor.sdxl.stand_ins import stands_in
 
         pipe = self._model
         if getattr(pipe, "ovtensor", None) is not None:
@@ -249,8 +251,15 @@ class Session(Generic[Pipe]):
                 f"the pipeline is a {type(pipe).__qualname__} already; make another one with "
                 f"{kind.__qualname__}.from_pipe(pipe), or pass the model's folder"
             )
+        modules = _modules(pipe)
+        for name, module in modules.items():
+            if stands_in(module):
+                raise InputError(
+                    f"the pipeline's {name} is of another session; make more pipelines of that "
+                    f"one with its clone(), or pass the model's folder"
+                )
         return pipe, {
-            name: ModuleSource(name, module, owned=False) for name, module in _modules(pipe).items()
+            name: ModuleSource(name, module, owned=False) for name, module in modules.items()
         }
 
     def _close_clones(self) -> None:
@@ -273,3 +282,4 @@ def _release(pipe: Any) -> None:
     for name in COMPONENTS:
         if getattr(pipe, name, None) is not None:
             setattr(pipe, name, ClosedComponent(name))
+            pipe.save_pretrained = ClosedComponent(name)

@@ -6,16 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import openvino as ov
 import torch
 
 from ovtensor.errors import BackendError, MissingExtraError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Kind: TypeAlias = Literal["torch", "openvino"]
 Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
@@ -26,6 +24,7 @@ _TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.floa
 HALVES = (torch.float16, torch.bfloat16)
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI")
+PRECISION_HINT = "INFERENCE_PRECISION_HINT"
 
 
 @functools.cache
@@ -57,8 +56,7 @@ class Backend:
         Compile for the shapes of each call instead of once for all shapes, as NPUs need it, and
         keep the four most recently used. Every new size, batch or number of tokens compiles.
     properties : mapping
-        Further properties for ``openvino.Core.compile_model``; they win over the ones that follow
-        from the other fields.
+        Further properties for ``openvino.Core.compile_model``, by their names.
 
     Raises
     ------
@@ -100,6 +98,20 @@ class Backend:
         if self.kind == "torch" and (self.weights is not None or self.static_shapes):
             raise BackendError(
                 'int8 weights and static shapes are OpenVINO\'s; use kind="openvino" for them'
+            )
+        if not isinstance(self.properties, Mapping) or not all(
+            isinstance(name, str) for name in self.properties
+        ):
+            raise BackendError(
+                f"properties are OpenVINO's by their names, such as {{'NUM_STREAMS': 1}}, not "
+                f"{self.properties!r}"
+            )
+        if self.kind == "torch" and self.properties:
+            raise BackendError('properties are OpenVINO\'s; use kind="openvino" for them')
+        if PRECISION_HINT in self.properties:
+            raise BackendError(
+                f"{PRECISION_HINT} is what `precision` says, and what the weights are stored "
+                f"for; give that instead"
             )
         object.__setattr__(self, "device", self.device.upper())
         object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
