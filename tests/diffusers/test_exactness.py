@@ -327,3 +327,15 @@ def test_denormalizing_by_itself(image):
     assert actual.dtype is expected.dtype
     assert actual.requires_grad is expected.requires_grad
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 8), (3, 8, 6), (2, 3, 4, 8, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("flags", [None, [True, False, True, False] * 2])
+def test_tensors_of_any_shape_stay_tensors(shape, dtype, flags):
+    x = (torch.randn(shape) * 3).to(dtype)
+    for values in (x, x.mT if x.ndim > 1 else x.flip(0)):
+        expected = stock.VaeImageProcessor().postprocess(values, "pt", flags)
+        actual = ours.VaeImageProcessor().postprocess(values, "pt", flags)
+        assert actual.dtype is expected.dtype
+        np.testing.assert_array_equal(actual.float(), expected.float())

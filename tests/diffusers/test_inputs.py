@@ -77,6 +77,8 @@ def test_wrong_inputs_are_named(image):
         pixels(image[0])
     with pytest.raises(InputError, match="do_denormalize has 1 entries for a batch of 2"):
         VaeImageProcessor().postprocess(image, do_denormalize=[True])
+    with pytest.raises(InputError, match="do_denormalize=True: give one bool for each image"):
+        VaeImageProcessor().postprocess(image, do_denormalize=True)
     with pytest.raises(InputError, match="7 channels"):
         VaeImageProcessor().postprocess(torch.zeros(1, 7, 4, 4))
     with pytest.raises(ConversionError, match="complex64"):

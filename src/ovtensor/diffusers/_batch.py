@@ -80,7 +80,13 @@ class Batch:
         if do_denormalize is None:
             flags = (default,) * len(images)
         else:
-            flags = tuple(bool(flag) for flag in do_denormalize)[: len(images)]
+            try:
+                flags = tuple(bool(flag) for flag in do_denormalize)[: len(images)]
+            except TypeError:
+                raise InputError(
+                    f"do_denormalize={do_denormalize!r}: give one bool for each image, or None "
+                    "for all alike"
+                ) from None
             if len(flags) < len(images):
                 raise InputError(
                     f"do_denormalize has {len(flags)} entries for a batch of {len(images)} images; "

@@ -93,6 +93,11 @@ def postprocess(
         return image if isinstance(image, torch.Tensor) else _merged(image)
     if output_type == "pt" and _needs_gradient(image):
         return _postprocess(self, image, output_type, do_denormalize)
+    if output_type == "pt" and _is_odd(image):
+        # diffusers takes any shape here: all it looks at is the first axis, that of the images.
+        rows = as_tensor(image).reshape(len(image), 1, 1, -1)
+        done = postprocess(self, rows, "pt", do_denormalize, nonfinite=nonfinite)
+        return done.reshape(image.shape)
     batch = Batch.of(image, do_denormalize, self.config.do_normalize)
     policy = policy_of(self, nonfinite)
     convert = _OUTPUTS.get(output_type)
@@ -245,6 +250,10 @@ def policy_of(processor: Any, argument: str | None) -> _nonfinite.Policy:
     """Choose what NaN does: the word of the call, of the processor, or what is in force."""
     own = getattr(processor, "nonfinite", None)
     return _nonfinite.policy_in_force(argument, own)
+
+
+def _is_odd(image: Any) -> bool:
+    return isinstance(image, torch.Tensor) and image.ndim not in (0, 4) and image.numel() > 0
 
 
 def _needs_gradient(image: Any) -> bool:
