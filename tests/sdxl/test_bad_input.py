@@ -9,16 +9,20 @@ import openvino as ov
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoPipelineForImage2Image, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import (
     BackendError,
     ComponentError,
+    DatalessTensorError,
     InputError,
     ModelError,
     SessionClosedError,
 )
+from sdxl_scenes import load
 
 
 @pytest.fixture
@@ -106,9 +110,47 @@ def test_a_folder_with_missing_or_broken_weights(model):
     weights = model / "vae" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "could not load" in open_error(model)
+    assert "do not load" in open_error(model)
     weights.unlink()
     assert "no weights (*.safetensors) in vae" in open_error(model)
+
+
+@pytest.mark.parametrize("kind", ["torch", "openvino"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_weights_that_lack_a_tensor_are_not_made_up(kind, part, model, tmp_path):
+    """Left to their libraries, it would be what lay in memory, or drawn anew by each process."""
+    (path,) = (model / part).glob("*.safetensors")
+    tensors = load_file(path)
+    lacking = next(name for name in sorted(tensors) if "norm" in name)
+    del tensors[lacking]
+    save_file(tensors, path, {"format": "pt"})
+    backends = dict.fromkeys(("unet", "vae", "text_encoders"), kind)
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        with pytest.raises(ModelError, match=rf"{part}.* lack 1 of .*norm"):
+            ovtensor.sdxl_pipeline(model, progress=False, cache=cache, **backends).__enter__()
+
+
+@pytest.mark.parametrize("how", ["fake", "meta", "freed"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_weights_without_values_are_not_converted(how, cached, tmp_path):
+    pipe = load()
+    layer = pipe.unet.conv_out
+    if how == "fake":
+        fake = FakeTensorMode().from_tensor(layer.weight.detach())
+        layer.weight = torch.nn.Parameter(fake, requires_grad=False)
+    elif how == "meta":
+        layer.to("meta")
+    else:
+        layer.weight.untyped_storage().resize_(0)
+    cache = tmp_path if cached else None
+    with pytest.raises(
+        DatalessTensorError, match=r"the unet's conv_out\.weight, .*has no values to"
+    ):
+        ovtensor.split_backends(pipe, progress=False, cache=cache).__enter__()
+    assert type(pipe.unet) is UNet2DConditionModel
+    with ovtensor.split_backends(pipe, unet="torch", vae="openvino", progress=False):
+        pass  # on torch it may have hooks that bring the values back
 
 
 def test_objects_that_are_no_pipeline(eager_pipeline):

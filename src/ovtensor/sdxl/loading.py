@@ -8,20 +8,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ovtensor.errors import ModelError
-from ovtensor.sdxl.folders import MODEL_PARTS, variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 
-def load_pipeline(
-    folder: Path,
-    kind: type | None,
-    dtypes: Mapping[str, torch.dtype],
-    given: Mapping[str, Any],
-) -> Any:
-    """Load a pipeline around some ``given`` components; the others have the given dtypes.
+def load_pipeline(folder: Path, kind: type | None, given: Mapping[str, Any]) -> Any:
+    """Load a pipeline around the components that are ``given``.
 
     Raises
     ------
@@ -29,15 +23,8 @@ def load_pipeline(
         If diffusers cannot load it.
     """
     owner: Any = DiffusionPipeline if kind is None else kind
-    left = [part for part in MODEL_PARTS if part not in given and (folder / part).is_dir()]
-    variants = [variant_of(folder / part) for part in left]
     try:
-        pipe = owner.from_pretrained(
-            str(folder),
-            dtype={**dtypes, "default": torch.float32},
-            variant=None if None in variants else next(iter(variants), None),
-            **given,
-        )
+        pipe = owner.from_pretrained(str(folder), dtype=torch.float32, **given)
     except Exception as error:
         raise ModelError(f"diffusers could not load {str(folder)!r}: {error}") from error
     check_pipeline(pipe)

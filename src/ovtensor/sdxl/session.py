@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import torch
 
+from ovtensor._convert import describe
 from ovtensor._memory import give_back, uncollected
-from ovtensor.errors import InputError, SessionClosedError
+from ovtensor.errors import DatalessTensorError, InputError, SessionClosedError
 from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.folders import model_folder
 from ovtensor.sdxl.lent import ClosedComponent, copied, lend
@@ -216,15 +217,16 @@ class Session(Generic[Pipe]):
         """A pipeline from a folder, with skeletons of what will be compiled."""
         from ovtensor.sdxl import loading
 
-        dtypes = {name: torch_dtype(entry.precision) for name, entry in self._backends.items()}
         compiled = dict(self._on_openvino(on_disk))
         with self._events.stage("load", "pipeline"):
-            pipe = loading.load_pipeline(
-                folder,
-                task_class(self._task),
-                dtypes,
-                {name: source.skeleton for name, source in compiled.items()},
-            )
+            given = {
+                name: source.skeleton
+                if name in compiled
+                else source.load(torch_dtype(self._backends[name].precision), ())
+                for name, source in on_disk.items()
+            }
+            pipe = loading.load_pipeline(folder, task_class(self._task), given)
+            del given
         undo.callback(_release, pipe)
         pipe.set_progress_bar_config(disable=_disabled(self._progress))
         sources: dict[str, Source] = {
@@ -258,6 +260,8 @@ class Session(Generic[Pipe]):
                     f"the pipeline's {name} is of another session; make more pipelines of that "
                     f"one with its clone(), or pass the model's folder"
                 )
+            if self._backends[name].kind == "openvino":
+                _demand_values(name, module)
         return pipe, {
             name: ModuleSource(name, module, owned=False) for name, module in modules.items()
         }
@@ -270,6 +274,14 @@ class Session(Generic[Pipe]):
 def _modules(pipe: Any) -> dict[str, Any]:
     modules = {name: getattr(pipe, name, None) for name in COMPONENTS}
     return {name: module for name, module in modules.items() if module is not None}
+
+
+def _demand_values(name: str, module: torch.nn.Module) -> None:
+    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not (info := describe(tensor)).has_data:
+            raise DatalessTensorError(
+                f"the {name}'s {key}, {info}, has no values to convert: {info.reason}"
+            )
 
 
 def _disabled(progress: bool | None) -> bool | None:

@@ -131,13 +131,22 @@ class FolderSource:
     def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
         """See :class:`Source`."""
         try:
-            module = self._class.from_pretrained(
-                self._folder, dtype=dtype, variant=variant_of(self._folder)
+            module, found = self._class.from_pretrained(
+                self._folder,
+                dtype=dtype,
+                variant=variant_of(self._folder),
+                output_loading_info=True,
             )
         except Exception as error:
             raise ModelError(
                 f"the weights in {str(self._folder)!r} do not load: {error}"
             ) from error
+        # transformers would draw these at random, and diffusers leave them to what is in memory.
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"the weights in {str(self._folder)!r} lack {len(missing)} of the tensors of a "
+                f"{self._kind}: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
+            )
         # from_pretrained keeps some modules of text encoders in float32 where the config says so.
         module = with_dtype(module, dtype)
         for lora in loras:
