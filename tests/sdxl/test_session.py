@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import weakref
@@ -366,3 +367,60 @@ def test_a_session_that_is_opened_under_autocast(eager_pipeline, eager_pictures)
         picture = draw(pipe, SCENES[0])
         pipe.vae.encode(torch.zeros(1, 3, 64, 64))  # whose graph is made now
     assert np.abs(picture.astype(int) - eager_pictures[0].astype(int)).max() <= 2
+
+
+def compiled_whole(pipe):
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+
+
+def compiled_parts(pipe):
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, backend="eager")
+    pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
+    pipe.unet.conv_out.compile(backend="eager")
+    pipe.text_encoder.compile(backend="eager")
+
+
+def compiled_functions(pipe):
+    for module in (pipe.unet, pipe.text_encoder, pipe.vae.decoder):
+        module.forward = torch.compile(module.forward, backend="eager")
+    pipe.vae.decode = torch.compile(pipe.vae.decode, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore:.*not cached:ovtensor.errors.CacheWarning")
+@pytest.mark.filterwarnings("ignore:Dynamo detected:UserWarning")
+@pytest.mark.parametrize(
+    "backend", [f32("torch"), f32("openvino"), Backend("torch", precision="bf16")]
+)
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_parts, compiled_functions])
+def test_a_pipeline_whose_modules_torch_has_compiled(compiled, backend, eager_pictures, tmp_path):
+    pipe = load()
+    compiled(pipe)
+    before = {name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder")}
+    parts = {name: list(module.named_modules()) for name, module in before.items()}
+    backends = dict.fromkeys(("unet", "vae", "text_encoders"), backend)
+    for _ in range(2):
+        with ovtensor.split_backends(pipe, progress=False, cache=tmp_path, **backends) as lent:
+            picture = draw(lent, SCENES[0])
+            states = {row.cache for row in lent.ovtensor.report()}
+        if backend.precision == "f32":
+            assert np.abs(picture.astype(int) - eager_pictures[0].astype(int)).max() <= 2
+        assert shapes.judge(picture, SCENES[0]).right(SCENES[0])
+        for name, module in before.items():
+            assert getattr(pipe, name) is module
+            assert list(module.named_modules()) == parts[name]
+    if compiled is compiled_whole:
+        assert states == {"hit" if backend.kind == "openvino" else "off"}
+
+
+def test_a_unet_with_a_forward_of_somebodys_is_not_converted(eager_pipeline):
+    unet = eager_pipeline.unet
+    forward = unet.forward
+    unet.forward = functools.partial(forward)
+    try:
+        with pytest.raises(ComponentError, match="the unet has a forward of its own"):
+            ovtensor.split_backends(eager_pipeline, progress=False).__enter__()
+        with ovtensor.split_backends(eager_pipeline, unet="torch", progress=False) as pipe:
+            pipe("a red circle", num_inference_steps=1)
+    finally:
+        del unet.forward

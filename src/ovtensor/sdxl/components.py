@@ -12,6 +12,7 @@ from ovtensor._memory import takes_much
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs
 from ovtensor.sdxl.compiled import RunnerStats
+from ovtensor.sdxl.identity import plain
 from ovtensor.sdxl.report import ComponentReport, Report
 from ovtensor.sdxl.runners import DeferredRunner, Runner, TorchRunner
 from ovtensor.sdxl.sources import COMPONENTS
@@ -104,7 +105,7 @@ class Builder:
         def eager(make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
             return TorchRunner(make(source.load(torch.float32, loras) if in_f32 else module))
 
-        return self._stand_in(name, original, interface, eager, True, encodes)
+        return self._stand_in(name, plain(original), interface, eager, True, encodes)
 
     def report(self) -> Report:
         """What each component runs on and what it has cost, in the pipeline's order."""

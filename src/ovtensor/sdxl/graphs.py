@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ovtensor.errors import ComponentError
+from ovtensor.sdxl.identity import plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,6 +50,7 @@ class Graph:
 
 def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
     """A copy of ``module`` with the same weights and some children replaced, itself unchanged."""
+    module = plain(module)
     copied = copy.copy(module)
     # copy.copy shares the dictionary of children, which setattr would then change in both.
     copied._modules = {**module._modules, **replaced}  # noqa: SLF001
@@ -68,6 +72,15 @@ class _UNetForward(torch.nn.Module):
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = shallow_copy(unet, time_proj=_Given(), add_time_proj=_Given())
+        forward = plain(vars(self.unet).pop("forward", None))
+        if (
+            forward is not None
+            and getattr(forward, "__func__", None) is not type(self.unet).forward
+        ):
+            raise ComponentError(
+                "the unet has a forward of its own, which somebody put into it; take that out "
+                'before the pipeline is split, or run it on torch (unet="torch")'
+            )
         self.dtype = unet.dtype
 
     def forward(

@@ -27,6 +27,7 @@ _UNVERSIONED = "which has no version"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Attributes that every module has, and others that say nothing about results.
 _SILENT = frozenset(vars(torch.nn.Module())) | {
+    "_compiled_call_impl",  # what Module.compile leaves
     "_internal_dict",  # the config, which is told by itself
     "_is_hf_initialized",
     "_output_capturing_hooks_installed",  # see _WATCHING
@@ -40,6 +41,15 @@ _WATCHING = "transformers.utils.output_capturing"
 
 class UndescribedError(Exception):
     """Something takes part of which nobody can tell whether it is the same next time."""
+
+
+def plain(module: Any) -> Any:
+    """A module or function itself, where ``torch.compile`` has wrapped it.
+
+    What is set on a wrapped module is set on the one inside, also through a shallow copy of it.
+    """
+    inner = getattr(module, "_torchdynamo_orig_callable", module)
+    return getattr(module, "_orig_mod", inner) if isinstance(module, torch.nn.Module) else inner
 
 
 def altered(part: torch.nn.Module) -> bool:
@@ -66,6 +76,8 @@ def structure(module: torch.nn.Module) -> str:
     describer.namespace("torch.nn.functional", vars(torch.nn.functional))
     digest = hashlib.sha256()
     for name, part in module.named_modules():
+        if plain(part) is not part:
+            continue  # what it wraps comes next
         try:
             described = [name, *describer.module(part)]
         except Exception as error:  # noqa: BLE001  what somebody put there may raise anything

@@ -27,6 +27,7 @@ from ovtensor.sdxl import mapped
 from ovtensor.sdxl.compiled import MODEL, REFERENCE
 from ovtensor.sdxl.gated import gates_apart
 from ovtensor.sdxl.halves import linear_in_halves
+from ovtensor.sdxl.identity import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,10 +181,26 @@ def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Switch to evaluation without gradients, and back: it may be the caller's.
+    """Switch to plain evaluation without gradients, and back: it may be the caller's.
 
-    A constant of a trace cannot want gradients.
+    A constant of a trace cannot want gradients, and torch does not trace what it has compiled.
     """
+    wrapped = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if plain(parent) is parent and plain(child) is not child
+    ]
+    for parent, name, child in wrapped:
+        setattr(parent, name, plain(child))
+    compiled = [
+        (part, name, function)
+        for part in module.modules()
+        for name in ("forward", "_compiled_call_impl")  # the latter is what Module.compile leaves
+        if plain(function := vars(part).get(name)) is not function
+    ]
+    for part, name, function in compiled:
+        vars(part)[name] = plain(function)
     modes = {part: part.training for part in module.modules()}
     wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.eval().requires_grad_(False)
@@ -194,6 +211,10 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
         for part, training in modes.items():
             part.training = training
+        for part, name, function in compiled:
+            vars(part)[name] = function
+        for parent, name, child in wrapped:
+            setattr(parent, name, child)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from ovtensor.errors import ComponentError, NonFiniteError
 from ovtensor.sdxl.graphs import added_embeds, shallow_copy, time_waves
+from ovtensor.sdxl.identity import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +241,7 @@ def vae_stand_in(
 
 def guarded_vae(vae: Any, events: Events) -> Any:
     """A shallow copy of ``vae``, with the same weights, whose pixels are checked."""
+    vae = plain(vae)
     decoder = shallow_copy(vae.decoder)
     # Calling the original runs its hooks; in the copy they would run once more.
     decoder._forward_hooks, decoder._forward_pre_hooks = OrderedDict(), OrderedDict()  # noqa: SLF001
