@@ -185,26 +185,27 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
     A constant of a trace cannot want gradients, and torch does not trace what it has compiled.
     """
+    own = [part for part in module.modules() if plain(part) is part]
     wrapped = [
         (parent, name, child)
-        for parent in module.modules()
+        for parent in own
         for name, child in parent.named_children()
-        if plain(parent) is parent and plain(child) is not child
+        if plain(child) is not child
     ]
-    for parent, name, child in wrapped:
-        setattr(parent, name, plain(child))
     compiled = [
         (part, name, function)
-        for part in module.modules()
+        for part in own
         for name in ("forward", "_compiled_call_impl")  # the latter is what Module.compile leaves
         if plain(function := vars(part).get(name)) is not function
     ]
-    for part, name, function in compiled:
-        vars(part)[name] = plain(function)
     modes = {part: part.training for part in module.modules()}
     wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.eval().requires_grad_(False)
     try:
+        for parent, name, child in wrapped:
+            setattr(parent, name, plain(child))
+        for part, name, function in compiled:
+            vars(part)[name] = plain(function)
+        module.eval().requires_grad_(False)
         yield
     finally:
         for parameter in wanting:
