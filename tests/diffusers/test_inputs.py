@@ -70,6 +70,8 @@ def test_an_empty_batch(shape, output_type):
         VaeImageProcessor().postprocess(torch.empty(shape), output_type)
     with pytest.raises(InputError, match="no picture in an empty batch"):
         VaeImageProcessor().postprocess([], output_type)
+    with pytest.raises(InputError, match=r"shape \(0, 8\), wanted"):
+        VaeImageProcessor().postprocess(torch.empty(0, 8), output_type)
 
 
 def test_wrong_inputs_are_named(image):

@@ -8,10 +8,12 @@ import json
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn
 
 import ovtensor
 from ovtensor.errors import CacheWarning
+from ovtensor.sdxl import identity
 from ovtensor.sdxl.identity import UndescribedError, structure
 from sdxl_scenes import load
 
@@ -21,7 +23,7 @@ def pipe():
     return load()
 
 
-def identity(module) -> str:
+def told(module) -> str:
     """A text that is the same for what may share an entry; what may not have one is unique."""
     try:
         return structure(module)
@@ -70,7 +72,8 @@ def test_what_nobody_touched_is_described_the_same_each_time(pipe, name):
         ({1}, {2}),
         (torch.float16, torch.bfloat16),
         (torch.tensor(1.0), torch.tensor(2.0)),
-        (torch.tensor(1.0), torch.tensor(1.0).bfloat16()),
+        (torch.zeros(4), torch.zeros(8, dtype=torch.bfloat16)),  # of the same bytes
+        (torch.zeros(4), torch.zeros(2, 2)),
         (torch.sigmoid, torch.tanh),
         ([1].count, [2].count),
         (torch.nn.functional.silu, torch.nn.functional.relu),
@@ -91,11 +94,11 @@ def test_what_nobody_touched_is_described_the_same_each_time(pipe, name):
 )
 def test_values_that_were_set_by_hand(pipe, one, other):
     module = pipe.unet.time_proj
-    seen = [identity(module)]
+    seen = [told(module)]
     try:
         for value in (one, other):
             module.by_hand = value
-            seen.append(identity(module))
+            seen.append(told(module))
     finally:
         del module.by_hand
     assert len(set(seen)) == 3
@@ -128,6 +131,10 @@ def test_code_that_no_version_tells_is_not_described(pipe, monkeypatch):
             ):
                 structure(pipe.unet)
     with monkeypatch.context() as patch:
+        patch.setattr(ModelMixin, "num_parameters", mine)  # inherited
+        with pytest.raises(UndescribedError, match=r"ModelMixin\.num_parameters is code of"):
+            structure(pipe.unet)
+    with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", mine)
         with pytest.raises(UndescribedError, match="scaled_dot_product_attention is code of"):
             structure(pipe.unet)
@@ -140,6 +147,8 @@ def test_code_that_no_version_tells_is_not_described(pipe, monkeypatch):
         structure(pipe.unet)
     monkeypatch.undo()
     assert structure(pipe.unet) == described
+    monkeypatch.setattr(identity, "_version_of", lambda _: "another")
+    assert structure(pipe.unet) != described
 
 
 def test_the_attention_of_text_encoders(pipe):
