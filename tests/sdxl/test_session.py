@@ -398,6 +398,12 @@ def test_a_pipeline_whose_modules_torch_has_compiled(compiled, backend, eager_pi
     compiled(pipe)
     before = {name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder")}
     parts = {name: list(module.named_modules()) for name, module in before.items()}
+    functions = [
+        (part, name, vars(part).get(name))
+        for named in parts.values()
+        for _, part in named
+        for name in ("forward", "_compiled_call_impl")
+    ]
     backends = dict.fromkeys(("unet", "vae", "text_encoders"), backend)
     for _ in range(2):
         with ovtensor.split_backends(pipe, progress=False, cache=tmp_path, **backends) as lent:
@@ -409,6 +415,8 @@ def test_a_pipeline_whose_modules_torch_has_compiled(compiled, backend, eager_pi
         for name, module in before.items():
             assert getattr(pipe, name) is module
             assert list(module.named_modules()) == parts[name]
+        for part, name, function in functions:
+            assert vars(part).get(name) is function
     if compiled is compiled_whole:
         assert states == {"hit" if backend.kind == "openvino" else "off"}
 
