@@ -137,7 +137,7 @@ _OWN = [
     *_own("torch_:PLAIN", "torch.Tensor", exact=True),
     *_own("torch_:PARAMETER", "torch.nn.Parameter", exact=True),
     *_own("torch_", "torch.Tensor"),
-    *_own("torch_:PROXY", "torch.fx.proxy.Proxy"),
+    *_own("foreign:PROXY", "torch.fx.proxy.Proxy"),
     *_own("openvino_", "openvino.Tensor"),
     *_own("openvino_objects", "openvino._pyopenvino.RemoteTensor"),
     *_own("openvino_objects", "openvino._pyopenvino.Node", "openvino._pyopenvino.Output"),

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovtensor._host import TensorInfo, qualified_name
 from ovtensor._registry import Unwrap, self_description
 from ovtensor._routes.protocols import ProtocolRoute
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 if TYPE_CHECKING:
-    from ovtensor._host import HostArray, TensorInfo
+    from ovtensor._host import HostArray
 
-__all__ = ["CUPY", "JAX", "JAX_SPARSE", "PILLOW", "SCIPY", "SYMBOLIC", "TENSORFLOW", "TF_SPARSE"]
+__all__ = [
+    "CUPY",
+    "JAX",
+    "JAX_SPARSE",
+    "PILLOW",
+    "PROXY",
+    "SCIPY",
+    "SYMBOLIC",
+    "TENSORFLOW",
+    "TF_SPARSE",
+]
 
 
 def dense(x: Any) -> Any:
@@ -59,6 +70,15 @@ class SymbolicRoute:
         return dataclasses.replace(told, has_data=False, reason="it stands for values only")
 
 
+class ProxyRoute(SymbolicRoute):
+    """``torch.fx.Proxy``, which records what it is asked for."""
+
+    def describe(self, x: Any, /) -> TensorInfo:
+        """Tell what can be told without asking it."""
+        reason = "it stands for values only"
+        return TensorInfo("torch", qualified_name(type(x)), reason=reason, route="symbolic")
+
+
 class JaxRoute(ProtocolRoute):
     """``jax.Array``, whose memory may have been given away."""
 
@@ -96,4 +116,4 @@ class TensorflowRoute(ProtocolRoute):
 SCIPY, PILLOW, CUPY = Unwrap(dense), Unwrap(pixels), Unwrap(to_host)
 JAX, JAX_SPARSE = JaxRoute(), Unwrap(dense_jax)
 TENSORFLOW, TF_SPARSE = TensorflowRoute(), Unwrap(dense_tensorflow)
-SYMBOLIC = SymbolicRoute()
+SYMBOLIC, PROXY = SymbolicRoute(), ProxyRoute()

@@ -27,7 +27,7 @@ from ovtensor.errors import ConversionError, DatalessTensorError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PARAMETER", "PLAIN", "PROXY", "ROUTE", "on_device"]
+__all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 
 _ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items() if hasattr(torch, name)}
 # How NumPy sees the memory of each type; halves of a complex32 are float16.
@@ -237,23 +237,5 @@ def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
         return None
 
 
-class ProxyRoute:
-    """``torch.fx.Proxy``: what a symbolic trace hands around."""
-
-    def read(self, x: Any, /) -> HostArray:
-        """Refuse: there are no values before the graph runs."""
-        raise DatalessTensorError(
-            f"{self.describe(x)} has no values: it stands for one in a symbolic trace; "
-            "convert outside of the traced function"
-        )
-
-    def describe(self, x: Any, /) -> TensorInfo:
-        """Tell that there is nothing to tell."""
-        return TensorInfo(
-            "torch", qualified_name(type(x)), reason="a symbolic trace", route="torch"
-        )
-
-
 ROUTE = TorchRoute()
 PLAIN, PARAMETER = PlainRoute(), ParameterRoute()
-PROXY = ProxyRoute()

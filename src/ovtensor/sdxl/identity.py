@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ovtensor import __version__
 from ovtensor._convert import to_numpy, to_torch
 from ovtensor._host import qualified_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_ALWAYS = ("ovtensor", "torch", "diffusers", "transformers", "openvino")
 _DEPTH = 6
 _UNVERSIONED = "which has no version"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -101,8 +101,7 @@ def told(config: dict[str, Any]) -> Any:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of what takes part in every conversion, and of other packages."""
-    always = ("ovtensor", "torch", "diffusers", "transformers", "openvino")
-    return {package: _version(package) for package in (*always, *packages)}
+    return {package: _version(package) for package in (*_ALWAYS, *packages)}
 
 
 def _version(package: str) -> str:
@@ -225,8 +224,8 @@ def _version_of(module: str) -> str | None:
     package = module.partition(".")[0]
     if package in sys.stdlib_module_names:
         return ""
-    if package == "ovtensor":
-        return __version__
+    if package in (*_ALWAYS, "huggingface_hub"):  # of whose code diffusers' classes have some
+        return _version(package)
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
