@@ -36,7 +36,8 @@ def pipe():
 def compiled(graph, precision="f32"):
     backend = Backend("openvino", precision=precision)
     store = ScratchStore()
-    options = {"refer": False, "halves": False, "stay_mapped": False}
+    tuned = graph.name.startswith("vae")
+    options = {"refer": False, "halves": False, "stay_mapped": False, "tuned": tuned}
     entry = store.open({}, lambda folder: ir.write(graph, backend, folder, **options))
     return OpenVINORunner(graph, Compiled(graph.name, entry, store, backend, Events(None)), Turns())
 
@@ -145,7 +146,7 @@ def test_in_bf16_every_linear_layer_of_mapped_weights_runs_in_a_fast_kernel(pipe
         )
         folder = tmp_path / name
         folder.mkdir()
-        ir.write(graph, backend, folder, refer=False, halves=False, stay_mapped=True)
+        ir.write(graph, backend, folder, refer=False, halves=False, stay_mapped=True, tuned=False)
         counting = {**properties(backend), "PERF_COUNT": True}
         compiled = core().compile_model(folder / MODEL, "CPU", counting)
         request = compiled.create_infer_request()
@@ -190,6 +191,21 @@ def test_a_conversion_reports_to_nobody(pipe, monkeypatch):
     for name in ("send_event", "send_error", "send_stack_trace", "start_session"):
         monkeypatch.setattr(f"openvino_telemetry.Telemetry.{name}", refuse)
     ir.convert(graphs.vae_encoder_graph(pipe.vae))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(graphs.vae_decoder_graph, (3, 4, 6, 5)), (graphs.vae_encoder_graph, (3, 3, 40, 48))],
+)
+def test_a_batch_of_pictures_is_computed_one_by_one(pipe, make, shape):
+    graph = make(pipe.vae)
+    runner = compiled(graph)
+    pictures = torch.randn(shape)
+    (batch,) = runner(pictures)
+    assert runner.stats.inferences == len(pictures)
+    assert torch.equal(batch, torch.cat([runner(one[None])[0] for one in pictures]))
+    torch.testing.assert_close(batch, TorchRunner(graph)(pictures)[0], rtol=0, atol=2e-5)
+    runner.close()
 
 
 class _Attention(torch.nn.Module):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
 BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 4
+FORMAT = 5
 
 # How many shapes a model of static shapes stays compiled for: two sizes with and without guidance.
 STATIC_SHAPES = 4

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GraphInput:
-    """One input: its name, its shape (-1 where any size goes) and a small example."""
+    """One input: its name, its shape (-1 where any size goes) and a small example.
+
+    Where the first size is 1, a batch is computed one by one: a picture keeps every core busy, and
+    what lies between the layers of several would be in memory at once.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -204,25 +208,25 @@ def unet_graph(unet: Any) -> Graph:
 
 
 def vae_decoder_graph(vae: Any) -> Graph:
-    """Latents ``(batch, 4, h, w)`` to pixels in [-1, 1] ``(batch, 3, 8h, 8w)``."""
+    """Latents ``(1, 4, h, w)`` to pixels in [-1, 1] ``(1, 3, 8h, 8w)``."""
     channels = vae.config.latent_channels
     return Graph(
         "vae_decoder",
         _Convolutions(vae.post_quant_conv, vae.decoder),
-        (GraphInput("latents", (-1, channels, -1, -1), torch.zeros(1, channels, 9, 9)),),
+        (GraphInput("latents", (1, channels, -1, -1), torch.zeros(1, channels, 9, 9)),),
         lambda latents: latents.shape[2] * latents.shape[3],
         lambda: (torch.randn(1, channels, 12, 12, generator=torch.Generator().manual_seed(0)),),
     )
 
 
 def vae_encoder_graph(vae: Any) -> Graph:
-    """Pixels in [-1, 1] ``(batch, 3, 8h, 8w)`` to moments of the latents ``(batch, 8, h, w)``."""
+    """Pixels in [-1, 1] ``(1, 3, 8h, 8w)`` to moments of the latents ``(1, 8, h, w)``."""
     channels, scale = vae.config.in_channels, 2 ** (len(vae.config.block_out_channels) - 1)
     example = torch.zeros(1, channels, 9 * scale, 9 * scale)
     return Graph(
         "vae_encoder",
         _Convolutions(vae.encoder, vae.quant_conv),
-        (GraphInput("pixels", (-1, channels, -1, -1), example),),
+        (GraphInput("pixels", (1, channels, -1, -1), example),),
         lambda pixels: (pixels.shape[2] // scale) * (pixels.shape[3] // scale),
         lambda: (
             torch.empty_like(example).uniform_(-1, 1, generator=torch.Generator().manual_seed(0)),

@@ -25,7 +25,9 @@ from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.compiled import MODEL, REFERENCE
+from ovtensor.sdxl.doubling import fold_doubling
 from ovtensor.sdxl.gated import gates_apart
+from ovtensor.sdxl.group_norms import keep_precise, sum_by_channel
 from ovtensor.sdxl.halves import linear_in_halves
 from ovtensor.sdxl.identity import plain
 
@@ -48,11 +50,14 @@ def write(
     refer: bool,
     halves: bool,
     stay_mapped: bool,
+    tuned: bool,
 ) -> None:
     """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
 
     With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
-    ``stay_mapped`` their weights become inputs: see :mod:`.mapped`.
+    ``stay_mapped`` their weights become inputs: see :mod:`.mapped`. With ``tuned`` doublings and
+    group norms are written as the CPU plugin computes them best: see :mod:`.doubling` and
+    :mod:`.group_norms`.
 
     Raises
     ------
@@ -67,14 +72,20 @@ def write(
         tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
         save_file(tensors, folder / REFERENCE)
     model = convert(graph, halves=halves)
+    if tuned:
+        fold_doubling(model)
     if backend.weights == "int8":
         model = _with_int8_weights(model)
+    if tuned:  # after weights were rounded: those of an average are not to be
+        sum_by_channel(model)
     try:
         if stay_mapped:
             mapped.take_out(model, folder)
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    except (RuntimeError, SafetensorError) as error:
+        if tuned:
+            keep_precise(folder / MODEL)
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise ComponentError(
             f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "
             f"disk is full: {error}"

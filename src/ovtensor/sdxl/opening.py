@@ -200,6 +200,7 @@ class Opener:
                     refer=self._verifies(backend),
                     halves=halves is not None,
                     stay_mapped=mapped.stay_mapped(graph, source.size, backend),
+                    tuned=_is_tuned(graph, backend),
                 )
 
         store = ScratchStore() if facts is None else self._store
@@ -240,6 +241,7 @@ class Opener:
             "compression": backend.weights,
             "halves": str(self._halves(source, loras, backend)),
             "mapped": mapped.stay_mapped(graph, source.size, backend),
+            "tuned": _is_tuned(graph, backend),
             "reference": self._verifies(backend),
             "versions": versions(*involved),
         }
@@ -252,6 +254,10 @@ class _Found:
     unknown: str | None = None
     compiled: Compiled | None = None
     check_seconds: float = 0.0
+
+
+def _is_tuned(graph: str, backend: Backend) -> bool:
+    return graph in ("vae_encoder", "vae_decoder") and backend.device == "CPU"
 
 
 def _rounds(backend: Backend) -> bool:

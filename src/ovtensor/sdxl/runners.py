@@ -159,6 +159,7 @@ class OpenVINORunner:
         self._compiled = compiled
         self._turns = turns
         self._shortest_keys = graph.shortest_keys
+        self._one_by_one = graph.inputs[0].shape[0] == 1
         self._dtypes = [
             np.dtype(np.float32 if entry.example.is_floating_point() else np.int64)
             for entry in graph.inputs
@@ -184,7 +185,11 @@ class OpenVINORunner:
             for value, dtype in zip(inputs, self._dtypes, strict=True)
         ]
         self._turns.take(self._compiled)
-        return tuple(torch.from_numpy(result) for result in self._compiled.infer(arrays))
+        size = len(arrays[0]) if self._one_by_one else 1
+        parts = zip(*(np.split(array, size) for array in arrays), strict=True)
+        results = [self._compiled.infer(list(part)) for part in parts]
+        whole = results[0] if size == 1 else map(np.concatenate, zip(*results, strict=True))
+        return tuple(map(torch.from_numpy, whole))
 
     def close(self) -> None:
         """See :class:`Runner`."""
