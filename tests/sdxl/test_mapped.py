@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from diffusers.models.activations import GEGLU
 
 import ovtensor
 from child import needs_proc, numbers
-from ovtensor import Backend, _memory
+from ovtensor import Backend
 from ovtensor.sdxl import compiled, mapped
 from sdxl_scenes import SCENES, draw, load
 
@@ -28,7 +29,7 @@ def mapped_files():
 @pytest.fixture
 def scarce(monkeypatch):
     """Little enough memory for the embedded UNet to be a large one."""
-    monkeypatch.setattr(mapped, "takes_much", lambda _: True)
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 0)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,9 @@ def test_where_they_stay(backend, stay, monkeypatch):
     weights = 1000
     size = {"f32": 4}.get(backend.precision, 2) * weights
     assert mapped.stay_mapped("text_encoder", weights, backend) is stay
-    monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size)
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 100 * size)
     assert mapped.stay_mapped("unet", weights, backend) is False
-    monkeypatch.setattr(_memory, "memory_limit", lambda: 5 * size - 5)
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 100 * size - 100)
     assert mapped.stay_mapped("unet", weights, backend) is stay
 
 
@@ -57,8 +58,8 @@ def test_where_they_stay(backend, stay, monkeypatch):
 def test_pictures_are_those_of_constants(static, monkeypatch):
     backend = Backend("openvino", precision="f32", static_shapes=static)
     pictures = []
-    for much in (True, False):
-        monkeypatch.setattr(mapped, "takes_much", lambda _, much=much: much)
+    for limit in (0, sys.maxsize):
+        monkeypatch.setattr(mapped, "memory_limit", lambda limit=limit: limit)
         with ovtensor.split_backends(load(), unet=backend, vae=F32, text_encoders=F32) as pipe:
             pictures.append(draw(pipe, SCENES[0], num_inference_steps=4))
     # No byte was seen to differ; but sums in another order can tip a value on the edge.
@@ -141,8 +142,8 @@ _MEMORY = """
     own.to(torch.float16).save_pretrained(sys.argv[1])
     del own, linear
     kinds = dict(unet=Backend("openvino", precision="f32"), vae="torch", text_encoders="torch")
-    for much in (True, False):
-        mapped.takes_much = lambda _: much
+    for limit in (0, sys.maxsize):
+        mapped.memory_limit = lambda: limit
         with ovtensor.sdxl_pipeline(sys.argv[1], **kinds, progress=False) as pipe:
             pipe("a small red circle", num_inference_steps=1)
             drawn = anonymous()

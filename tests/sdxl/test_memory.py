@@ -137,3 +137,22 @@ def test_what_torch_has_freed_goes_before_a_turn_where_memory_is_scarce():
     (plenty,) = numbers(_LEFT_BY_TORCH, 1, 2**40)
     assert scarce > 150 * MEGABYTE
     assert plenty < 3 * MEGABYTE
+
+
+_OPENED = """
+    import sys, ovtensor
+    from ovtensor._memory import give_back
+
+    kinds = dict(unet="openvino", vae="openvino", text_encoders="openvino", cache=sys.argv[1])
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds, progress=False):
+        opened = anonymous()
+        give_back(collect=False)
+        print(opened - anonymous())
+"""
+
+
+@needs_proc
+def test_what_a_warm_start_has_freed_is_given_back(tmp_path):
+    numbers(_OPENED, 1, tmp_path)  # which gives back before each compilation
+    (kept,) = numbers(_OPENED, 1, tmp_path)
+    assert kept < 4 * MEGABYTE  # 12 without

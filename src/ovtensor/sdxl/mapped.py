@@ -4,9 +4,9 @@ OpenVINO's CPU plugin copies the constant weights of linear layers into memory o
 precision of the arithmetic: for the UNet of SDXL 10 GB in float32, 5 GB in bfloat16. Weights that
 are inputs it reads where they are, in this case in pages of a file, which the operating system can
 drop and read again; it widens and packs them one layer at a time, as long as that layer runs. So
-the first inference has nothing to pack, and every one packs: at 512 pixels that took a tenth of a
-step of a small UNet, and at 1024 pixels one or two percent of one of full size
-(``benchmarks/RESULTS.md``).
+the first inference has nothing to pack, and every one packs: in bfloat16 with AMX that took 6 to 7
+percent of a step of a UNet of 209 million parameters, and at 1024 pixels one or two of one of full
+size (``benchmarks/RESULTS.md``).
 
 Convolutions need their weights as constants.
 """
@@ -20,7 +20,7 @@ from openvino import opset13
 from safetensors.torch import load_file, save_file
 
 from ovtensor._convert import to_openvino, to_torch
-from ovtensor._memory import takes_much
+from ovtensor._memory import memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,12 +36,13 @@ def stay_mapped(graph: str, weights: int, backend: Backend) -> bool:
     """Whether the ``weights``, so many, of a ``graph`` are taken out of it for ``backend``.
 
     Text encoders run once for a picture, and the VAE has few linear layers: theirs always are. A
-    UNet runs at every step: its weights are if their copies would take over a fifth of the memory.
+    UNet runs at every step: its weights are if their copies would take over a hundredth of the
+    memory, and stay copies where there is so much that a few percent of the time count for more.
     """
     size = _SIZES.get(backend.precision)
     if backend.device != "CPU" or backend.weights is not None or size is None:
         return False
-    return graph != "unet" or takes_much(size * weights)
+    return graph != "unet" or size * weights > memory_limit() / 100
 
 
 def take_out(model: ov.Model, folder: Path) -> None:

@@ -188,6 +188,7 @@ class Session(Generic[Pipe]):
                     if not owned:
                         undo.callback(setattr, pipe, name, original)
                 del original, stand_in  # so that an owned component's torch weights can go at once
+        give_back(collect=False)  # what imports and opening have freed
         return pipe
 
     def _on_openvino(self, sources: Mapping[str, S]) -> list[tuple[str, S]]:
