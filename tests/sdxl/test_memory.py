@@ -90,7 +90,7 @@ def test_components_compute_in_turns_where_memory_is_scarce():
 @needs_proc
 def test_components_keep_what_they_compute_in_where_there_is_memory():
     denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**40)
-    assert denoised - rested < 3 * MEGABYTE
+    assert denoised - rested < 30 * MEGABYTE  # what was freed anyway, 15
     assert decoded - drawn < 10 * MEGABYTE
 
 
@@ -116,12 +116,8 @@ def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch)
 # Anonymous memory before and after the decoder's turn, with freed blocks in the allocator's heap
 # that a component on torch may have left there.
 _LEFT_BY_TORCH = """
-    import sys
-    from ovtensor import _memory
     from ovtensor.sdxl import runners
 
-    limit = int(sys.argv[1])
-    _memory.memory_limit = lambda: limit
     blocks = [bytearray(100_000) for _ in range(2000)]
     last = bytearray(100_000)  # so that the heap does not shrink by itself
     del blocks
@@ -132,11 +128,9 @@ _LEFT_BY_TORCH = """
 
 
 @needs_proc
-def test_what_torch_has_freed_goes_before_a_turn_where_memory_is_scarce():
-    (scarce,) = numbers(_LEFT_BY_TORCH, 1, 2**20)
-    (plenty,) = numbers(_LEFT_BY_TORCH, 1, 2**40)
-    assert scarce > 150 * MEGABYTE
-    assert plenty < 3 * MEGABYTE
+def test_what_torch_has_freed_goes_before_a_turn():
+    (given_back,) = numbers(_LEFT_BY_TORCH, 1)
+    assert given_back > 150 * MEGABYTE
 
 
 _OPENED = """
