@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from child import needs_proc, numbers
 from ovtensor.sdxl import runners
 
@@ -96,6 +98,7 @@ def test_components_keep_what_they_compute_in_where_there_is_memory():
 
 def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch):
     class Watched:
+        name = "vae_encoder"
         rests = 0
 
         def rest(self):
@@ -113,24 +116,32 @@ def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch)
     assert (decoder.rests, encoder.rests) == (1, 1)
 
 
-# Anonymous memory before and after the decoder's turn, with freed blocks in the allocator's heap
+# Anonymous memory before and after a component's turn, with freed blocks in the allocator's heap
 # that a component on torch may have left there.
 _LEFT_BY_TORCH = """
+    import sys, types
+    from ovtensor import _memory
     from ovtensor.sdxl import runners
 
+    name, limit = sys.argv[1], int(sys.argv[2])
+    _memory.memory_limit = lambda: limit
     blocks = [bytearray(100_000) for _ in range(2000)]
     last = bytearray(100_000)  # so that the heap does not shrink by itself
     del blocks
     before = anonymous()
-    runners.Turns().take(object())
+    runners.Turns().take(types.SimpleNamespace(name=name))
     print(before - anonymous())
 """
 
 
 @needs_proc
-def test_what_torch_has_freed_goes_before_a_turn():
-    (given_back,) = numbers(_LEFT_BY_TORCH, 1)
-    assert given_back > 150 * MEGABYTE
+@pytest.mark.parametrize(
+    ("name", "limit", "given_back"),
+    [("unet", 2**20, True), ("vae_decoder", 2**40, True), ("unet", 2**40, False)],
+)
+def test_what_torch_has_freed_goes_where_memory_is_scarce_or_much_is_taken(name, limit, given_back):
+    (difference,) = numbers(_LEFT_BY_TORCH, 1, name, limit)
+    assert difference > 150 * MEGABYTE if given_back else difference < 3 * MEGABYTE
 
 
 _OPENED = """

@@ -125,5 +125,8 @@ def _normalised(node: ov.Node) -> ov.Output:
     rounded = opset13.clamp(negative, -_BEYOND, _BEYOND)
     lost = precise(opset13.multiply(precise(opset13.add(middle, rounded)), opposite))
     rest = precise(opset13.add(lost, shift))
-    normal = opset13.add(opset13.multiply(opset13.add(x, rounded), factor), rest)
-    return opset13.convert(normal, picture.get_element_type()).output(0)
+    # Converted are these and not the picture: what follows would be computed in a pass of its own.
+    term, factor, rest = (
+        opset13.convert(each, picture.get_element_type()) for each in (rounded, factor, rest)
+    )
+    return opset13.add(opset13.multiply(opset13.add(picture, term), factor), rest).output(0)

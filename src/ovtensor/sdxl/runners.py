@@ -128,13 +128,16 @@ class Turns:
     def take(self, model: Compiled) -> None:
         """Have what was called before ``model`` give back what it computed in, to the system.
 
-        What has been freed goes in any case, in 5 ms. Also if that was a component on torch, for
-        the allocator keeps it.
+        That may have been a component on torch: the allocator keeps what it has freed. Before the
+        decoder, which takes the most, this goes in any case, in 5 ms.
         """
         last, self._last = self._last, model
-        if last is not model:
-            if last is not None and memory_is_scarce():
-                last.rest()
+        if last is model:
+            return
+        scarce = memory_is_scarce()
+        if scarce and last is not None:
+            last.rest()
+        if scarce or model.name == "vae_decoder":
             give_back(collect=False)
 
     def end(self) -> None:
