@@ -7,7 +7,8 @@ import openvino as ov
 import pytest
 import torch
 
-from ovtensor.sdxl import graphs, ir
+from ovtensor import Backend
+from ovtensor.sdxl import graphs, ir, opening
 from ovtensor.sdxl.group_norms import keep_precise, sum_by_channel
 from ovtensor.sdxl.spec import device_properties
 
@@ -117,6 +118,21 @@ def test_what_is_not_finite_stays_so(value, precision, tmp_path):
     x[0, :, 3, 4] = value
     result = computed(converted(module), x, tmp_path, precision)
     assert np.isnan(result).all()
+
+
+@pytest.mark.parametrize(
+    ("graph", "backend", "tuned"),
+    [
+        ("vae_decoder", Backend("openvino", precision="f32"), True),
+        ("vae_encoder", Backend("openvino", precision="bf16"), True),
+        ("vae_decoder", Backend("openvino", precision="bf16", weights="int8"), True),
+        ("vae_decoder", Backend("openvino", precision="f16"), False),
+        ("vae_decoder", Backend("openvino", "GPU", precision="f32"), False),
+        ("unet", Backend("openvino", precision="f32"), False),
+    ],
+)
+def test_where_it_is_done(graph, backend, tuned):
+    assert opening._is_tuned(graph, backend) is tuned
 
 
 class Residual(torch.nn.Module):

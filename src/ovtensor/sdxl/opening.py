@@ -257,7 +257,10 @@ class _Found:
 
 
 def _is_tuned(graph: str, backend: Backend) -> bool:
-    return graph in ("vae_encoder", "vae_decoder") and backend.device == "CPU"
+    # In float16 the norms' sums lose more than torch's do: ten times as much where a mean is 300
+    # times the deviation.
+    sums_hold = backend.precision in ("f32", "bf16")
+    return graph in ("vae_encoder", "vae_decoder") and backend.device == "CPU" and sums_hold
 
 
 def _rounds(backend: Backend) -> bool:
