@@ -204,7 +204,7 @@ def test_a_batch_of_pictures_is_computed_one_by_one(pipe, make, shape):
     (batch,) = runner(pictures)
     assert runner.stats.inferences == len(pictures)
     assert torch.equal(batch, torch.cat([runner(one[None])[0] for one in pictures]))
-    torch.testing.assert_close(batch, TorchRunner(graph)(pictures)[0], rtol=0, atol=2e-5)
+    torch.testing.assert_close(batch, TorchRunner(graph)(pictures)[0], rtol=0, atol=1e-5)
     runner.close()
 
 

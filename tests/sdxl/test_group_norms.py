@@ -68,7 +68,7 @@ def test_in_float32_it_is_as_exact_as_torch(batch, height, width, groups, tmp_pa
     module = Normed(groups=groups)
     x = torch.randn(batch, 4, height, width)
     result = computed(converted(module), x, tmp_path)
-    np.testing.assert_allclose(result, expected(module, x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result, expected(module, x), rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize("ratio", [10, 100])
@@ -80,7 +80,7 @@ def test_in_float32_a_large_mean_costs_less_than_bfloat16_does(ratio, tmp_path):
     module = Normed(ratio)
     result = computed(converted(module), x, tmp_path)
     right = expected(module, x)
-    assert np.abs(result - right).max() < np.abs(rounded - right).max() / 50
+    assert np.abs(result - right).max() < np.abs(rounded - right).max() / 150
 
 
 @needs_bf16
