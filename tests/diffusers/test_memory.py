@@ -15,7 +15,7 @@ RESET = Path("/proc/self/clear_refs")
 # a process of its own, whose blocks glibc maps one by one: pages that its heap keeps of what was
 # freed, by us or by other tests, would count as more or less.
 _EXTRA = """
-    import ctypes, sys, torch
+    import ctypes, sys, openvino, torch
     from pathlib import Path
     from diffusers.image_processor import VaeImageProcessor as Stock
     from ovtensor.diffusers import VaeImageProcessor

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ovtensor import to_numpy
+from ovtensor._core import core
 from ovtensor.cache import ScratchStore
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir, mapped
@@ -19,7 +20,7 @@ from ovtensor.sdxl.events import Events
 from ovtensor.sdxl.halves import widen_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
 from ovtensor.sdxl.sources import with_dtype
-from ovtensor.sdxl.spec import Backend, core
+from ovtensor.sdxl.spec import Backend
 from sdxl_scenes import load
 
 needs_bf16 = pytest.mark.skipif(

@@ -20,12 +20,15 @@ __all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # Modes of which Pillow reads words in memory. Before Pillow 13 exporting a picture that does not
-# own its memory, which the way to RGB takes, read a null pointer.
+# own its memory to Arrow read a null pointer.
 _WORD_MODES: tuple[str, ...] = ("RGBA",)
 if int(PIL.__version__.split(".")[0]) >= 13:
     _WORD_MODES = ("RGB", "RGBA")
-if sys.byteorder != "little":
+# What `Image.frombuffer` calls; see `_picture_of_words`.
+_map_buffer = getattr(Image.core, "map_buffer", None)  # type: ignore[attr-defined]
+if sys.byteorder != "little" or _map_buffer is None:
     _WORD_MODES = ()
+_MOST_WORDS = 2**29 - 1  # of which Pillow maps the bytes
 
 
 def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
@@ -33,7 +36,7 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
 
     Notes
     -----
-    Colours are written to Pillow's memory block by block. A grey picture shares its bytes with
+    Colours are written to what becomes Pillow's memory. A grey picture shares its bytes with
     Pillow, as one of diffusers does: Pillow copies it before it writes.
     """
     pictures, finite = [], True
@@ -41,12 +44,11 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
         image = given.cpu()
         _, height, width = image.shape
         mode = _mode(len(image))
-        if mode in _WORD_MODES and image.stride()[1:] == (width, 1):
-            picture, top = Image.new(mode, (width, height), None), 0
-            for words, block_is_finite in _pixels.words(image, denormalize=denormalize):
-                picture.paste(_picture_of_words(words, mode), (0, top))
-                top += len(words)
-                finite = finite and block_is_finite
+        is_planar = image.stride()[1:] == (width, 1)
+        if mode in _WORD_MODES and is_planar and height * width <= _MOST_WORDS:
+            words = np.empty((height, width), np.uint32)
+            finite = _pixels.to_words(image, words, denormalize=denormalize) and finite
+            picture = _picture_of_words(words, mode)
         else:
             pixels = _bytes_like(image)
             finite = _pixels.to_bytes(image, pixels, denormalize=denormalize) and finite
@@ -170,12 +172,12 @@ def _picture(pixels: np.ndarray[Any, Any], mode: str) -> Image.Image:
 
 
 def _picture_of_words(words: np.ndarray[Any, Any], mode: str) -> Image.Image:
-    """Show words of four bytes, ``(height, width)``, as a read-only picture without a copy.
+    """Make the picture whose memory `words`, uint32 ``(height, width)``, are from now on.
 
-    Pillow maps buffers of the modes RGBX and RGBA. Arrow's interface, which needs no Arrow, then
-    makes of RGBX another picture over the same memory that is RGB.
+    `Image.frombuffer` refuses RGB, which is stored alike, and marks what it makes as read-only,
+    for somebody else may own the memory: writing through ``picture.load()`` would be an error.
     """
     size = words.shape[1], words.shape[0]
-    mapped = "RGBX" if mode == "RGB" else mode
-    picture = Image.frombuffer(mapped, size, words, "raw", mapped, 0, 1)
-    return Image.fromarrow(picture, mode, size) if mapped != mode else picture
+    assert _map_buffer is not None
+    mapped = _map_buffer(words, size, "raw", 0, (mode, 0, 1))
+    return Image.new(mode, (0, 0))._new(mapped)  # noqa: SLF001

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ovtensor.diffusers import _fused
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "unit_to_bytes", "words"]
+__all__ = ["blocks", "looks_finite", "to_bytes", "to_unit", "to_words", "unit_to_bytes"]
 
 # Bytes of scratch: one plane of a 1024-pixel picture, at home in the last-level cache. Blocks the
 # size of the L2 cache took 1.4 times as long on two cores: each operator costs some microseconds
@@ -80,22 +82,21 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
     return finite
 
 
-def words(image: torch.Tensor, *, denormalize: bool) -> Iterator[tuple[np.ndarray[Any, Any], bool]]:
-    """Compute the pixels of one image as Pillow stores colours: four bytes, red first.
+def to_words(image: torch.Tensor, out: np.ndarray[Any, Any], *, denormalize: bool) -> bool:
+    """Write the pixels of one image as Pillow stores colours: four bytes, red first.
 
     Parameters
     ----------
     image : torch.Tensor
         ``(3 or 4, height, width)`` on the CPU, of any real dtype; not modified. Fastest with dense
         planes.
+    out : numpy.ndarray
+        uint32 ``(height, width)``, contiguous. A fourth byte that is no channel becomes 255.
     denormalize : bool
         As for `to_bytes`.
 
-    Yields
-    ------
-    numpy.ndarray
-        int32 of shape ``(rows, width)``, from the top down; the next step overwrites it. A fourth
-        byte that is no channel is 255.
+    Returns
+    -------
     bool
         False if there may be values that are not finite.
 
@@ -103,17 +104,19 @@ def words(image: torch.Tensor, *, denormalize: bool) -> Iterator[tuple[np.ndarra
     -----
     For processors that store the lowest byte of a word first.
     """
+    if denormalize and _fused.to_words(image, out):
+        return True
     image = _computable(image)
     channels, height, width = image.shape
     values = channels + 1  # of four bytes, for each pixel: its levels and its word
     pieces = math.ceil(height * width * values / _step(image.dtype))
     rows = math.ceil(height / pieces)
     scratch = _Scratch(image.dtype, channels * rows * width)
-    out = torch.empty(rows, width, dtype=torch.int32, device="cpu")
-    for source in image.chunk(pieces, 1):
-        target = out[: source.shape[1]]
-        levels, finite = scratch.levels(source, denormalize=denormalize)
-        if denormalize and finite:
+    finite = True
+    targets = torch.split(torch.from_numpy(out.view(np.int32)), rows)
+    for source, target in zip(torch.split(image, rows, 1), targets, strict=True):
+        levels, block_is_finite = scratch.levels(source, denormalize=denormalize)
+        if denormalize and block_is_finite:
             planes = levels.add_(_ROUND_IN_WORD[channels]).view(torch.int32).unbind(0)
             torch.add(planes[0], planes[1], alpha=2**8, out=target)
             for channel in range(2, channels):
@@ -121,8 +124,9 @@ def words(image: torch.Tensor, *, denormalize: bool) -> Iterator[tuple[np.ndarra
         else:
             places = target.numpy().view(np.uint8).reshape(*target.shape, 4)
             places[..., channels:] = 255
-            places[..., :channels] = _cast(levels, finite).transpose(1, 2, 0)
-        yield target.numpy(), finite
+            places[..., :channels] = _cast(levels, block_is_finite).transpose(1, 2, 0)
+            finite = finite and block_is_finite
+    return finite
 
 
 def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:

@@ -18,10 +18,11 @@ import openvino as ov
 import torch
 from safetensors.torch import load_file
 
+from ovtensor._core import core
 from ovtensor.errors import ComponentError, SessionClosedError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.parity import demand_parity
-from ovtensor.sdxl.spec import PRECISION_HINT, Backend, core, device_properties
+from ovtensor.sdxl.spec import PRECISION_HINT, Backend, device_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

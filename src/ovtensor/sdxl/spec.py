@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-import openvino as ov
 import torch
 
+from ovtensor._core import core
 from ovtensor.errors import BackendError, MissingExtraError
 
 Kind: TypeAlias = Literal["torch", "openvino"]
@@ -25,12 +24,6 @@ HALVES = (torch.float16, torch.bfloat16)
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI")
 PRECISION_HINT = "INFERENCE_PRECISION_HINT"
-
-
-@functools.cache
-def core() -> ov.Core:
-    """The one ``openvino.Core`` of this process, made on first use."""
-    return ov.Core()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
