@@ -114,7 +114,7 @@ def test_weights_that_change_while_they_are_loaded_are_not_kept(model, tmp_path,
         return loaded
 
     monkeypatch.setattr(sources.FolderSource, "load", overwritten_meanwhile)
-    with pytest.raises(ModelError, match="weights of unet changed while they were loaded"):
+    with pytest.raises(ModelError, match="weights of unet changed while they were converted"):
         opened(model, tmp_path / "cache")
     assert ovtensor.ModelCache(tmp_path / "cache").entries() == []
 

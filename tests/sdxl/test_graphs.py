@@ -17,7 +17,7 @@ from ovtensor.errors import ComponentError
 from ovtensor.sdxl import graphs, ir, mapped
 from ovtensor.sdxl.compiled import MODEL, Compiled, properties
 from ovtensor.sdxl.events import Events
-from ovtensor.sdxl.halves import widen_the_rest
+from ovtensor.sdxl.halves import cast_the_rest
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
 from ovtensor.sdxl.sources import with_dtype
 from ovtensor.sdxl.spec import Backend
@@ -164,7 +164,7 @@ def test_a_conversion_leaves_a_module_as_it_was_and_holds_none_of_it(pipe, halve
     module = copy.deepcopy(pipe.text_encoder)
     if halves:
         module = module.half()
-        widen_the_rest(module)
+        cast_the_rest(module, torch.float32)
     module.train()
     module.final_layer_norm.eval().requires_grad_(False)
 

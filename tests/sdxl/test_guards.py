@@ -138,11 +138,11 @@ def test_a_component_that_computes_something_else_is_refused(eager_pipeline, tmp
     convert, components = ir.convert, dict(eager_pipeline.components)
     changed = []  # alive until the model is written, as the right one is
 
-    def convert_something_else(graph, *, halves):
+    def convert_something_else(graph, **options):
         changed.append(copy.deepcopy(graph.module))
         with torch.no_grad():
             changed[-1].unet.conv_out.weight[0] *= -1  # the sign of one of four channels
-        return convert(dataclasses.replace(graph, module=changed[-1]), halves=halves)
+        return convert(dataclasses.replace(graph, module=changed[-1]), **options)
 
     monkeypatch.setattr(ir, "convert", convert_something_else)
     monkeypatch.setattr(store, "temporary_folder", lambda: tmp_path)

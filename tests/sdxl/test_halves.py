@@ -1,18 +1,23 @@
-"""Weights of 16 bits stay so for float32 arithmetic, and every number is as with wide ones."""
+"""Weights of 16 bits for another arithmetic are not held in it, and every number is the same."""
 
 from __future__ import annotations
 
 import shutil
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor.sdxl import sources
+from ovtensor.sdxl import mapped, opening, sources
 from sdxl_scenes import SCENES, draw, load
 
+needs_bf16 = pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor does not execute bfloat16",
+)
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 
@@ -49,6 +54,35 @@ def test_every_byte_is_that_of_wide_weights(model, wide, tmp_path):
     # Linear layers are less of this UNet than of a large one; embeddings and convolutions stay.
     assert rows["unet"]["weight_bytes"] < 0.8 * sizes["unet"]
     assert rows["text_encoder_2"]["weight_bytes"] < 0.7 * sizes["text_encoder_2"]
+
+
+@needs_bf16
+def test_float16_is_cast_to_bfloat16_in_the_file(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "memory_limit", lambda: 0)  # the embedded UNet counts as large
+    stored = sources.folder_sources(model)
+    bf16 = Backend("openvino", precision="bf16")
+    kinds = {"unet": bf16, "vae": bf16, "text_encoders": bf16, "progress": False}
+    loaded, load_folder = [], sources.FolderSource.load
+
+    def watched(self, dtype, loras):
+        loaded.append((self._name, dtype))
+        return load_folder(self, dtype, loras)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.Opener, "_halves", lambda *_: None)
+        with ovtensor.sdxl_pipeline(model, **kinds) as pipe:
+            picture = draw(pipe, SCENES[0], num_inference_steps=4)
+            sizes = {row.component: row.weight_bytes for row in pipe.ovtensor.report()}
+    monkeypatch.setattr(sources.FolderSource, "load", watched)
+    for state in ("miss", "hit"):
+        with ovtensor.sdxl_pipeline(model, cache=tmp_path, **kinds) as pipe:
+            np.testing.assert_array_equal(draw(pipe, SCENES[0], num_inference_steps=4), picture)
+            rows = pipe.ovtensor.report()
+            assert {row.component: row.weight_bytes for row in rows} == pytest.approx(
+                sizes, rel=1e-2
+            )
+            assert {row.cache for row in rows} == {state}
+    assert {dtype for name, dtype in loaded if name != "vae"} == {stored["unet"].halves}
 
 
 def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):

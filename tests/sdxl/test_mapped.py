@@ -23,7 +23,7 @@ ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 
 
 def mapped_files():
-    return sum(mapped.WEIGHTS in line for line in MAPS.read_text().splitlines())
+    return sum("/linear-" in line for line in MAPS.read_text().splitlines())
 
 
 @pytest.fixture
@@ -82,9 +82,60 @@ def test_all_linear_layers_are_taken_out(tmp_path):
     assert sum(weight.byte_size for weight in weights.values()) == sum(
         layer.weight.nbytes for layer in layers
     )
-    assert row["weight_bytes"] == sum(
-        (folder / name).stat().st_size for name in (compiled.WEIGHTS, mapped.WEIGHTS)
-    )
+    files = [folder / compiled.WEIGHTS, *mapped.files(folder)]
+    assert row["weight_bytes"] == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.usefixtures("scarce")
+@pytest.mark.parametrize("unknown", ["in the graph", "in the file"])
+def test_a_layer_that_only_one_of_both_has(unknown, monkeypatch):
+    write, take_out = mapped.write, mapped.take_out
+
+    def write_all_but_one(parts, *args):
+        linear = [part for part in parts if type(part) is torch.nn.Linear]
+        return write(linear[1:], *args)
+
+    def take_all_but_one(model, places):
+        take_out(model, dict(list(places.items())[1:]))
+
+    pictures = []
+    for changed in (False, True):
+        if changed and unknown == "in the graph":
+            monkeypatch.setattr(mapped, "write", write_all_but_one)
+        elif changed:
+            monkeypatch.setattr(mapped, "take_out", take_all_but_one)
+        with ovtensor.split_backends(load(), **ALL) as pipe:
+            pictures.append(draw(pipe, SCENES[0], num_inference_steps=2))
+    difference = np.abs(pictures[0].astype(int) - pictures[1].astype(int))
+    assert difference.max() <= 1  # as between constants and mapped weights
+
+
+@needs_proc
+def test_casting_takes_the_memory_of_one_file():
+    script = """
+        import sys, tempfile, torch
+        from pathlib import Path
+        from safetensors.torch import load_file, save_file
+        from ovtensor.sdxl import mapped
+
+        mapped._FILE_BYTES = 2**24
+        dtype = getattr(torch, sys.argv[1])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "checkpoint.safetensors")
+            save_file({str(n): torch.randn(1024, 4096).half() for n in range(24)}, path)
+            layers = [torch.nn.Linear(4096, 1024, bias=False, device="meta") for _ in range(24)]
+            for layer, weight in zip(layers, load_file(path).values()):
+                layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+            before = anonymous()
+            mapped.write(layers, dtype, Path(folder))
+            print(anonymous() - before)
+            stored = load_file(path).values()
+            same = [layer.weight.equal(one.to(dtype)) for layer, one in zip(layers, stored)]
+            print(int(all(same)), len(mapped.files(Path(folder))))
+    """
+    grown, same, files = numbers(script, 3, "bfloat16")
+    assert (same, files) == (1, 12)
+    assert grown < 40 << 20  # of 200 MB
 
 
 @pytest.mark.usefixtures("scarce")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS, REFERENCE = "model.xml", "model.bin", "reference.safetensors"
 BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
-FORMAT = 5
+FORMAT = 6
 
 # How many shapes a model of static shapes stays compiled for: two sizes with and without guidance.
 STATIC_SHAPES = 4
@@ -77,7 +77,7 @@ class Compiled:
     ) -> None:
         self.name = name
         self.backend = backend
-        files = [entry.folder / name for name in (WEIGHTS, mapped.WEIGHTS)]
+        files = [entry.folder / WEIGHTS, *mapped.files(entry.folder)]
         self.stats = RunnerStats(
             weight_bytes=sum(path.stat().st_size for path in files if path.exists())
         )
@@ -182,7 +182,8 @@ class _Requests:
 
     def __init__(self, compiled: ov.CompiledModel, weights: Mapping[str, ov.Tensor]) -> None:
         self._compiled = compiled
-        self._weights = weights
+        inputs = {name for port in compiled.inputs for name in port.names}
+        self._weights = {name: tensor for name, tensor in weights.items() if name in inputs}
         self._idle: collections.deque[ov.InferRequest] = collections.deque()
 
     def infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:

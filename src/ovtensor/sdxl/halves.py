@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-def widen_the_rest(module: torch.nn.Module) -> None:
-    """Cast to float32, in place, all tensors of 16 bits but those of linear layers."""
+def cast_the_rest(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast, in place, all tensors of 16 bits but the weights of linear layers."""
     for part in module.modules():
-        if type(part) is not torch.nn.Linear:
-            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-                if tensor.dtype in HALVES:
-                    tensor.data = tensor.data.float()
+        kept = part.weight if type(part) is torch.nn.Linear else None
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if tensor.dtype in HALVES and tensor is not kept:
+                tensor.data = tensor.data.to(dtype)
 
 
 @contextlib.contextmanager

@@ -30,9 +30,10 @@ from ovtensor.sdxl.gated import gates_apart
 from ovtensor.sdxl.group_norms import keep_precise, sum_by_channel
 from ovtensor.sdxl.halves import linear_in_halves
 from ovtensor.sdxl.identity import plain
+from ovtensor.sdxl.spec import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ovtensor.sdxl.graphs import Graph
@@ -64,27 +65,38 @@ def write(
     ComponentError
         If OpenVINO cannot convert it, or cannot write its files.
     """
-    if refer:
-        inputs = graph.probe()
-        with torch.no_grad(), _evaluating(graph.module):
-            outputs = graph.module(*inputs)
-        tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
-        tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
-        save_file(tensors, folder / REFERENCE)
-    model = convert(graph, halves=halves)
+    with gates_apart(graph.module) as made:
+        places: mapped.Places = {}
+        if stay_mapped:
+            with _writing(graph, folder):
+                parts = [*graph.module.modules(), *made]
+                places = mapped.write(parts, torch_dtype(backend.precision), folder)
+        if refer:
+            inputs = graph.probe()
+            with torch.no_grad(), _evaluating(graph.module):
+                outputs = graph.module(*inputs)
+            tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
+            tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
+            save_file(tensors, folder / REFERENCE)
+        model = convert(graph, halves=halves, made=made)
     if tuned:
         fold_doubling(model)
     if backend.weights == "int8":
         model = _with_int8_weights(model)
     if tuned:  # after weights were rounded: those of an average are not to be
         sum_by_channel(model)
-    try:
-        if stay_mapped:
-            mapped.take_out(model, folder)
+    mapped.take_out(model, places)
+    with _writing(graph, folder):
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
         if tuned:
             keep_precise(folder / MODEL)
+
+
+@contextlib.contextmanager
+def _writing(graph: Graph, folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ComponentError(
             f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "
@@ -92,7 +104,9 @@ def write(
         ) from error
 
 
-def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
+def convert(
+    graph: Graph, *, halves: bool = False, made: Sequence[torch.nn.Module] = ()
+) -> ov.Model:
     """The OpenVINO model of a graph, whose constants are the memory of ``graph.module``.
 
     bf16 constants do not keep that memory alive: the module has to outlive the model.
@@ -112,8 +126,8 @@ def convert(graph: Graph, *, halves: bool = False) -> ov.Model:
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
         try:
-            with gates_apart(graph.module) as made:
-                parts = [*graph.module.modules(), *made] if halves else []
+            with gates_apart(graph.module) as apart:
+                parts = [*graph.module.modules(), *made, *apart] if halves else []
                 with linear_in_halves(parts):
                     traced = _traced(graph)
             model = _translated(graph, traced)

@@ -13,22 +13,28 @@ Convolutions need their weights as constants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import openvino as ov
+import torch
 from openvino import opset13
 from safetensors.torch import load_file, save_file
 
 from ovtensor._convert import to_openvino, to_torch
 from ovtensor._memory import memory_limit
+from ovtensor.sdxl.spec import HALVES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     from ovtensor.sdxl.spec import Backend
 
-WEIGHTS = "linear.safetensors"
+    Places: TypeAlias = dict[tuple[int, int], str]
+
+_FILES = "linear-{}.safetensors"
+_FILE_BYTES = 2**28
 _SIZES = {"f32": 4, "bf16": 2}  # bytes of a weight's copy; in float16 it was not tried
 
 
@@ -45,16 +51,38 @@ def stay_mapped(graph: str, weights: int, backend: Backend) -> bool:
     return graph != "unet" or size * weights > memory_limit() / 100
 
 
-def take_out(model: ov.Model, folder: Path) -> None:
-    """Turn the weights of ``model``'s linear layers into further inputs, and write them.
+def write(parts: Iterable[torch.nn.Module], dtype: torch.dtype, folder: Path) -> Places:
+    """Write the weights of linear layers, and name them by where they are in memory.
 
-    ``model`` may be compiled for any shapes of its own inputs afterwards.
+    Those of 16 bits are cast if the arithmetic has another ``dtype`` of 16 bits. They are cast a
+    file at a time, and their layers, which have to be the session's own, have them mapped from
+    there: all of them in memory are as much as the model. A layer that is a part of another one,
+    and shares its memory, comes after it and counts instead.
     """
-    weights = {f"weight.{index}": node for index, node in enumerate(_linear_weights(model))}
-    views = {name: to_torch(node, copy=False) for name, node in weights.items()}
-    save_file(views, folder / WEIGHTS)
+    layers: list[Any] = [part for part in parts if type(part) is torch.nn.Linear]
+    layers = list({layer.weight.data_ptr(): layer for layer in layers}.values())
+    places: Places = {}
+    part: dict[str, Any] = {}
+    size = 0
+    for index, layer in enumerate(layers):
+        part[f"weight.{index}"] = layer
+        size += layer.weight.nbytes
+        if size >= _FILE_BYTES or layer is layers[-1]:
+            places |= _write_file(part, dtype, folder / _FILES.format(index))
+            part, size = {}, 0
+    return places
+
+
+def take_out(model: ov.Model, places: Places) -> None:
+    """Turn the weights that :func:`write` has written into further inputs of ``model``.
+
+    It may be compiled for any shapes of its own inputs afterwards.
+    """
     inputs = []
-    for name, node in weights.items():
+    for node in _linear_weights(model):
+        name = places.get(_place(to_torch(node, copy=False)))
+        if name is None:
+            continue
         rows = node.shape[0]
         # For an input of known size the plugin sets memory aside. Of the rows it has to know the
         # number, which is that of the bias.
@@ -67,12 +95,37 @@ def take_out(model: ov.Model, folder: Path) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def files(folder: Path) -> list[Path]:
+    """What :func:`write` wrote."""
+    return sorted(folder.glob(_FILES.format("*")))
+
+
 def tensors(folder: Path) -> dict[str, ov.Tensor]:
-    """What :func:`take_out` wrote, by the names of the inputs, mapped from the file."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        return {}
-    return {name: to_openvino(tensor, copy=False) for name, tensor in load_file(path).items()}
+    """The weights by their names, mapped from their files."""
+    return {
+        name: to_openvino(tensor, copy=False)
+        for path in files(folder)
+        for name, tensor in load_file(path).items()
+    }
+
+
+def _write_file(layers: Mapping[str, Any], dtype: torch.dtype, path: Path) -> Places:
+    weights = {name: layer.weight.detach() for name, layer in layers.items()}
+    cast = {
+        name: weight.to(dtype)
+        for name, weight in weights.items()
+        if {weight.dtype, dtype} == set(HALVES)
+    }
+    save_file(weights | cast, path)
+    if cast:
+        weights = load_file(path)
+        for name in cast:
+            layers[name].weight = torch.nn.Parameter(weights[name], requires_grad=False)
+    return {_place(weight): name for name, weight in weights.items()}
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.nbytes
 
 
 def _linear_weights(model: ov.Model) -> Iterator[ov.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 import warnings
 import weakref
@@ -173,35 +174,40 @@ class Opener:
     ) -> Compiled:
         """A compiled graph, converted by way of ``make`` unless ``facts`` are in the cache."""
         start = time.perf_counter()
-        halves = self._halves(source, loras, backend)
+        halves = self._halves(graph, source, loras, backend)
         lasting: list[weakref.ref[Any]] = []
 
         def write(folder: Path) -> None:
             # What a conversion takes, which a warm start does without.
             from ovtensor.sdxl import ir
-            from ovtensor.sdxl.halves import widen_the_rest
+            from ovtensor.sdxl.halves import cast_the_rest
 
             with self._events.stage("load", graph):
-                module = source.load(halves or torch_dtype(backend.precision), loras)
+                dtype = torch_dtype(backend.precision)
+                module = source.load(halves or dtype, loras)
                 lasting.append(weakref.ref(module))
                 if halves is not None:
-                    widen_the_rest(module)
-            # What is kept under these facts has to be made of them.
-            if facts is not None and facts != self._known(graph, source, loras, backend).facts:
-                raise ModelError(
-                    f"the weights of {graph} changed while they were loaded; wait until "
-                    f"nobody writes to them, and try again"
-                )
+                    cast_the_rest(module, dtype)
             with self._events.stage("convert", graph):
                 ir.write(
                     make(module),
                     backend,
                     folder,
                     refer=self._verifies(backend),
-                    halves=halves is not None,
+                    halves=halves is not None and backend.precision == "f32",
                     stay_mapped=mapped.stay_mapped(graph, source.size, backend),
                     tuned=_is_tuned(graph, backend),
                 )
+            # What is kept under these facts has to be made of them.
+            if facts is not None and facts != self._known(graph, source, loras, backend).facts:
+                raise ModelError(
+                    f"the weights of {graph} changed while they were converted; wait until "
+                    f"nobody writes to them, and try again"
+                )
+            del module
+            # It can have weights mapped from this folder, which Windows would not move then.
+            if halves is not None and lasting[-1]() is not None:
+                gc.collect()
 
         store = ScratchStore() if facts is None else self._store
         entry = store.open(facts or {}, write, label=f"{graph} in {backend.precision}")
@@ -217,12 +223,14 @@ class Opener:
         return compiled
 
     def _halves(
-        self, source: Source, loras: Sequence[Lora], backend: Backend
+        self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend
     ) -> torch.dtype | None:
-        """The dtype of 16 bits in which linear layers are converted for float32, if they are."""
-        # LoRAs are added in float32, and a reference is what torch computes with these weights.
-        computed = _rounds(backend) or self._verifies(backend) or loras
-        return None if computed else source.halves
+        """The dtype of 16 bits in which linear layers are loaded for another one, if they are."""
+        if loras or backend.weights is not None:  # both are computed with in the other
+            return None
+        if backend.precision == "f32":  # a reference would be computed in it
+            return None if self._verifies(backend) else source.halves
+        return source.halves if mapped.stay_mapped(graph, source.size, backend) else None
 
     def _known(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:
         """All that can change a converted graph, or why that is not known."""
@@ -239,7 +247,7 @@ class Opener:
             "loras": [lora.facts(graph, self._store) for lora in loras],
             "precision": backend.precision,
             "compression": backend.weights,
-            "halves": str(self._halves(source, loras, backend)),
+            "halves": str(self._halves(graph, source, loras, backend)),
             "mapped": mapped.stay_mapped(graph, source.size, backend),
             "tuned": _is_tuned(graph, backend),
             "reference": self._verifies(backend),
