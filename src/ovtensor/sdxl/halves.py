@@ -1,8 +1,9 @@
-"""Converting 16-bit weights for float32 arithmetic, without ever widening them.
+"""Converting 16-bit weights for other arithmetic, without holding them in its dtype.
 
 A checkpoint in float16 on a device that computes in float32 would otherwise be loaded, written and
 mapped at twice its size. Here linear layers keep their weights, which the model widens when it is
-compiled; they are most of an SDXL model. Values are the same: widening is exact.
+compiled; they are most of an SDXL model. Values are the same: widening is exact. For bfloat16 they
+are loaded in the same way, and cast when they are written: see :mod:`.mapped`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ovtensor.sdxl.spec import Backend
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
-_tracing = threading.Lock()
+_tracing = threading.RLock()
 
 
 def write(
@@ -65,7 +65,8 @@ def write(
     ComponentError
         If OpenVINO cannot convert it, or cannot write its files.
     """
-    with gates_apart(graph.module) as made:
+    # Already here, for what is written is the weights of the layers that gates are made into.
+    with _tracing, gates_apart(graph.module) as made:
         places: mapped.Places = {}
         if stay_mapped:
             with _writing(graph, folder):
@@ -109,6 +110,7 @@ def convert(
 ) -> ov.Model:
     """The OpenVINO model of a graph, whose constants are the memory of ``graph.module``.
 
+    Layers that were ``made`` compute in place of some of its own.
     bf16 constants do not keep that memory alive: the module has to outlive the model.
 
     Raises
