@@ -110,6 +110,20 @@ def test_a_layer_that_only_one_of_both_has(unknown, monkeypatch):
     assert difference.max() <= 1  # as between constants and mapped weights
 
 
+def test_layers_that_share_their_weights(tmp_path):
+    whole, tied, other = (torch.nn.Linear(6, 8, bias=False).half() for _ in range(3))
+    tied.weight = whole.weight
+    gated = torch.nn.Linear(6, 4, bias=False, device="meta")
+    gated.weight = torch.nn.Parameter(other.weight[:4], requires_grad=False)
+    expected = [layer.weight.detach().clone() for layer in (whole, gated)]
+    mapped.write([whole, tied, other, gated], torch.bfloat16, tmp_path)
+    assert whole.weight is tied.weight
+    for layer, weight in zip((whole, gated), expected, strict=True):
+        assert torch.equal(layer.weight, weight.bfloat16())
+    assert other.weight.dtype is torch.float16  # what it has is computed with as its parts
+    assert sorted(mapped.tensors(tmp_path)) == ["weight.0", "weight.1"]
+
+
 @needs_proc
 def test_casting_takes_the_memory_of_one_file():
     script = """

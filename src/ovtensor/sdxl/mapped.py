@@ -59,15 +59,20 @@ def write(parts: Iterable[torch.nn.Module], dtype: torch.dtype, folder: Path) ->
     there: all of them in memory are as much as the model. A layer that is a part of another one,
     and shares its memory, comes after it and counts instead.
     """
-    layers: list[Any] = [part for part in parts if type(part) is torch.nn.Linear]
-    layers = list({layer.weight.data_ptr(): layer for layer in layers}.values())
+    shared: dict[int, list[Any]] = {}
+    for layer in parts:
+        if type(layer) is torch.nn.Linear:
+            others = shared.setdefault(layer.weight.data_ptr(), [])
+            if others and others[0].weight.shape != layer.weight.shape:
+                others.clear()
+            others.append(layer)
     places: Places = {}
-    part: dict[str, Any] = {}
+    part: dict[str, list[Any]] = {}
     size = 0
-    for index, layer in enumerate(layers):
-        part[f"weight.{index}"] = layer
-        size += layer.weight.nbytes
-        if size >= _FILE_BYTES or layer is layers[-1]:
+    for index, layers in enumerate(shared.values()):
+        part[f"weight.{index}"] = layers
+        size += layers[0].weight.nbytes
+        if size >= _FILE_BYTES or index == len(shared) - 1:
             places |= _write_file(part, dtype, folder / _FILES.format(index))
             part, size = {}, 0
     return places
@@ -109,8 +114,8 @@ def tensors(folder: Path) -> dict[str, ov.Tensor]:
     }
 
 
-def _write_file(layers: Mapping[str, Any], dtype: torch.dtype, path: Path) -> Places:
-    weights = {name: layer.weight.detach() for name, layer in layers.items()}
+def _write_file(part: Mapping[str, list[Any]], dtype: torch.dtype, path: Path) -> Places:
+    weights = {name: layers[0].weight.detach() for name, layers in part.items()}
     cast = {
         name: weight.to(dtype)
         for name, weight in weights.items()
@@ -119,8 +124,10 @@ def _write_file(layers: Mapping[str, Any], dtype: torch.dtype, path: Path) -> Pl
     save_file(weights | cast, path)
     if cast:
         weights = load_file(path)
-        for name in cast:
-            layers[name].weight = torch.nn.Parameter(weights[name], requires_grad=False)
+    for name in cast:
+        parameter = torch.nn.Parameter(weights[name], requires_grad=False)
+        for layer in part[name]:
+            layer.weight = parameter
     return {_place(weight): name for name, weight in weights.items()}
 
 
