@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["array_to_pil", "to_array", "to_pil", "to_tensor", "to_uint8"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# Modes of which Pillow reads words in memory. Before Pillow 13 exporting a picture that does not
-# own its memory to Arrow read a null pointer.
-_WORD_MODES: tuple[str, ...] = ("RGBA",)
-if int(PIL.__version__.split(".")[0]) >= 13:
-    _WORD_MODES = ("RGB", "RGBA")
 # What `Image.frombuffer` calls; see `_picture_of_words`.
 _map_buffer = getattr(Image.core, "map_buffer", None)  # type: ignore[attr-defined]
-if sys.byteorder != "little" or _map_buffer is None:
+# Modes whose pixels are words in memory of ours. Before Pillow 13 exporting a picture that does not
+# own its memory to Arrow read a null pointer.
+_WORD_MODES: tuple[str, ...] = ("RGB", "RGBA")
+_before_13 = int(PIL.__version__.split(".")[0]) < 13
+if sys.byteorder != "little" or _before_13 or _map_buffer is None:
     _WORD_MODES = ()
 _MOST_WORDS = 2**29 - 1  # of which Pillow maps the bytes
 

@@ -110,8 +110,8 @@ def convert(
 ) -> ov.Model:
     """The OpenVINO model of a graph, whose constants are the memory of ``graph.module``.
 
-    Layers that were ``made`` compute in place of some of its own.
-    bf16 constants do not keep that memory alive: the module has to outlive the model.
+    Layers that were ``made`` compute in place of some of its own. bf16 constants do not keep that
+    memory alive: the module has to outlive the model.
 
     Raises
     ------
