@@ -16,6 +16,7 @@ from ovtensor import diffusers as ours
 from ovtensor import patch_diffusers, to_openvino
 from ovtensor.diffusers import _methods, _outputs, _pixels
 from ovtensor.errors import InputError
+from rounding import next_to_every_edge
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -99,14 +100,7 @@ def test_every_value_of_the_16_bit_types(dtype, channels):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_values_next_to_every_rounding_edge(channels):
-    edges = torch.tensor([(2 * k + 1) / 255 - 1 for k in range(-1, 256)], dtype=torch.float64)
-    near = [edges.float()]
-    for end in (-2.0, 2.0):
-        step = edges.float()
-        for _ in range(24):
-            step = torch.nextafter(step, torch.tensor(end))
-            near.append(step)
-    image = torch.stack(near).expand(1, channels, -1, -1)
+    image = next_to_every_edge().expand(1, channels, -1, -1)
     expected = stock.VaeImageProcessor().postprocess(image)
     assert_same_pictures(ours.VaeImageProcessor().postprocess(image), expected)
 

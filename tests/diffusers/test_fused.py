@@ -19,6 +19,7 @@ from PIL import Image
 from child import numbers
 from ovtensor.diffusers import VaeImageProcessor, _fused, _outputs
 from ovtensor.errors import NonFiniteError
+from rounding import next_to_every_edge
 
 BLOCK = _fused.BLOCK
 pytestmark = pytest.mark.skipif(
@@ -99,15 +100,8 @@ def test_other_images_are_left_to_torch(answers, channels, dtype):
 
 
 def test_every_rounding_edge(answers):
-    edges = torch.tensor([(2 * k + 1) / 255 - 1 for k in range(-1, 256)], dtype=torch.float64)
-    near = [edges.float()]
-    for end in (-2.0, 2.0):
-        step = edges.float()
-        for _ in range(24):
-            step = torch.nextafter(step, torch.tensor(end))
-            near.append(step)
     extremes = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e-38, -1.0, 1.0, 1e30, -1e30])
-    values = torch.cat([*near, extremes])
+    values = torch.cat([next_to_every_edge().flatten(), extremes])
     one = values.repeat(BLOCK // len(values) + 1)[:BLOCK]
     # each value beside others in each channel
     image = torch.stack([one, one.roll(1), one.flip(0)]).view(1, 3, 512, 512)
