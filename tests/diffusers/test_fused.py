@@ -160,6 +160,46 @@ def test_nothing_of_the_caller_is_held():
     assert picture.tobytes() == before
 
 
+def test_no_request_runs_on_after_an_interrupt(monkeypatch):
+    class Watched:
+        def __init__(self, request):
+            self._request, self.running = request, False
+
+        def __getattr__(self, name):
+            return getattr(self._request, name)
+
+        def start_async(self):
+            self.running = True
+            self._request.start_async()
+
+        def wait(self):
+            self._request.wait()
+            self.running = False
+
+    class Compiled:
+        def create_infer_request(self):
+            made.append(Watched(kernel.create_infer_request()))
+            return made[-1]
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    made, kernel = [], _fused._kernel(2)._compiled
+    watched = _fused._Kernel(2)
+    watched._compiled = Compiled()
+    monkeypatch.setattr(_fused, "_kernel", lambda _: watched)
+    image = large(1024, 1024)
+    with monkeypatch.context() as patch:
+        patch.setattr(_fused, "_finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            VaeImageProcessor().postprocess(image)
+    assert len(made) == 2
+    assert not any(request.running for request in made)
+    expected = stock.VaeImageProcessor().postprocess(image)[0]
+    assert same(VaeImageProcessor().postprocess(image)[0], expected)
+    assert len(made) == 4  # nothing is known of the state that the first two are in
+
+
 def test_pictures_one_after_another_share_their_requests():
     for seed in range(3):
         VaeImageProcessor().postprocess(large(512, 512, seed=seed))

@@ -110,13 +110,18 @@ class _Kernel:
         starts = [out.size - BLOCK, *whole]
         words = [out[len(whole) * BLOCK :], *(out[start : start + BLOCK] for start in whole)]
         finite = True
-        for index, start in enumerate(starts):
-            _bind(pair[index % 2], [array[start : start + BLOCK] for array in arrays])
-            pair[index % 2].start_async()  # infer() would leave all to the calling thread
-            if index:  # while one request computes, the words of the other are finished
-                pair[1 - index % 2].wait()
-                finite = _finish(words[index - 1]) and finite
-        pair[index % 2].wait()
+        try:
+            for index, start in enumerate(starts):
+                _bind(pair[index % 2], [array[start : start + BLOCK] for array in arrays])
+                pair[index % 2].start_async()  # infer() would leave all to the calling thread
+                if index:  # while one request computes, the words of the other are finished
+                    pair[1 - index % 2].wait()
+                    finite = _finish(words[index - 1]) and finite
+            pair[index % 2].wait()
+        except BaseException:  # such as Ctrl-C
+            for request in pair:  # which may still read and write memory that goes now
+                request.wait()
+            raise
         finite = _finish(words[index]) and finite
         self._idle.append(pair)
         return finite
