@@ -85,14 +85,14 @@ _TURNS = """
 @needs_proc
 def test_components_compute_in_turns_where_memory_is_scarce():
     denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**30)
-    assert denoised - rested > 50 * MEGABYTE  # what the UNet computes in
+    assert denoised - rested > 100 * MEGABYTE  # what the UNet computes in, 140
     assert decoded - drawn > 250 * MEGABYTE  # what the decoder computes in
 
 
 @needs_proc
 def test_components_keep_what_they_compute_in_where_there_is_memory():
     denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**40)
-    assert denoised - rested < 20 * MEGABYTE  # what was freed anyway, 15
+    assert denoised - rested < 50 * MEGABYTE  # what was freed anyway, 15 to 25
     assert decoded - drawn < 10 * MEGABYTE
 
 

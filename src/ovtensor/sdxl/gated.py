@@ -6,8 +6,6 @@ OpenVINO merges the gate's activation into the gate's layer. Every number is the
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,35 +17,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@contextlib.contextmanager
-def gates_apart(module: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
-    """Have every ``GEGLU`` of a module compute its two halves in layers of their own meanwhile.
+def split_gates(module: torch.nn.Module) -> None:
+    """Have every ``GEGLU`` of a module compute its two halves in layers of their own from then on.
 
-    Yields these layers, which are no children of it and share its weights. One that somebody has
-    altered is left as it is.
+    They share the memory of its weights. One that somebody has altered is left as it is.
     """
-    parts: list[Any] = [
-        part for part in module.modules() if _is(part, GEGLU) and _is(part.proj, torch.nn.Linear)
-    ]
-    made = []
+    parts: list[Any] = list(module.modules())
     for part in parts:
-        value, gate = _halves(part.proj)
-        part.forward = functools.partial(_forward, part.gelu, value, gate)
-        made += [value, gate]
-    try:
-        yield made
-    finally:
-        for part in parts:
-            del part.forward
+        if _is(part, GEGLU) and _is(part.proj, torch.nn.Linear):
+            part.value, part.gate = _halves(part.proj)
+            del part.proj
+            part.__class__ = _Apart
+
+
+class _Apart(GEGLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gated: torch.Tensor = self.value(x) * self.gelu(self.gate(x))
+        return gated
 
 
 def _is(part: Any, kind: type) -> bool:
     return not altered(part) and type(part) is kind
-
-
-def _forward(gelu: Any, value: Any, gate: Any, x: torch.Tensor) -> torch.Tensor:
-    gated: torch.Tensor = value(x) * gelu(gate(x))
-    return gated
 
 
 def _halves(layer: torch.nn.Linear) -> Iterator[torch.nn.Linear]:

@@ -7,13 +7,13 @@ for running in torch alike: float32 in, the component's own precision inside, fl
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ovtensor.errors import ComponentError
+from ovtensor.sdxl.copies import shallow_copy
 from ovtensor.sdxl.identity import plain
 
 if TYPE_CHECKING:
@@ -50,15 +50,6 @@ class Graph:
     inputs: tuple[GraphInput, ...]
     shortest_keys: Callable[..., int]
     probe: Callable[[], tuple[torch.Tensor, ...]]
-
-
-def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
-    """A copy of ``module`` with the same weights and some children replaced, itself unchanged."""
-    module = plain(module)
-    copied = copy.copy(module)
-    # copy.copy shares the dictionary of children, which setattr would then change in both.
-    copied._modules = {**module._modules, **replaced}  # noqa: SLF001
-    return copied
 
 
 class _Given(torch.nn.Module):

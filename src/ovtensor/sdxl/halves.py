@@ -8,17 +8,12 @@ are loaded in the same way, and cast when they are written: see :mod:`.mapped`.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from openvino.frontend.pytorch import ModuleExtension
 
 from ovtensor.sdxl.spec import HALVES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 def cast_the_rest(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -30,26 +25,21 @@ def cast_the_rest(module: torch.nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-@contextlib.contextmanager
-def linear_in_halves(parts: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Let modules whose linear layers have 16 bits, and all else float32, be traced meanwhile.
+def linear_in_halves(module: torch.nn.Module) -> None:
+    """Let a module whose linear layers have 16 bits, and all else float32, be traced.
 
-    Linear layers are not computed then: a trace shows nothing but shapes.
+    Its linear layers are not computed from then on: a trace shows nothing but shapes.
     """
-    layers: list[Any] = [part for part in parts if type(part) is torch.nn.Linear]
-    for layer in layers:
-        layer.forward = functools.partial(_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    for part in module.modules():
+        if type(part) is torch.nn.Linear:
+            part.__class__ = _InHalves
 
 
-def _forward(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    apply: Any = _LinearInHalves.apply
-    result: torch.Tensor = apply(x, layer.weight, layer.bias)
-    return result
+class _InHalves(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        apply: Any = _LinearInHalves.apply
+        result: torch.Tensor = apply(x, self.weight, self.bias)
+        return result
 
 
 class _LinearInHalves(torch.autograd.Function):

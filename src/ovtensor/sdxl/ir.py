@@ -20,27 +20,27 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from ovtensor._convert import to_numpy
 from ovtensor.errors import ComponentError
 from ovtensor.sdxl import mapped
 from ovtensor.sdxl.compiled import MODEL, REFERENCE
 from ovtensor.sdxl.doubling import fold_doubling
-from ovtensor.sdxl.gated import gates_apart
+from ovtensor.sdxl.gated import split_gates
 from ovtensor.sdxl.group_norms import keep_precise, sum_by_channel
 from ovtensor.sdxl.halves import linear_in_halves
-from ovtensor.sdxl.identity import plain
 from ovtensor.sdxl.spec import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ovtensor.sdxl.graphs import Graph
     from ovtensor.sdxl.spec import Backend
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
-_tracing = threading.RLock()
+_tracing = threading.Lock()
 
 
 def write(
@@ -55,6 +55,8 @@ def write(
 ) -> None:
     """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
 
+    Alters ``graph.module``, of which nothing is left that computes: see :func:`.copies.detached`.
+
     With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
     ``stay_mapped`` their weights become inputs: see :mod:`.mapped`. With ``tuned`` doublings and
     group norms are written as the CPU plugin computes them best: see :mod:`.doubling` and
@@ -65,21 +67,21 @@ def write(
     ComponentError
         If OpenVINO cannot convert it, or cannot write its files.
     """
-    # Already here, for what is written is the weights of the layers that gates are made into.
-    with _tracing, gates_apart(graph.module) as made:
-        places: mapped.Places = {}
-        if stay_mapped:
-            with _writing(graph, folder):
-                parts = [*graph.module.modules(), *made]
-                places = mapped.write(parts, torch_dtype(backend.precision), folder)
-        if refer:
-            inputs = graph.probe()
-            with torch.no_grad(), _evaluating(graph.module):
-                outputs = graph.module(*inputs)
-            tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
-            tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
+    split_gates(graph.module)
+    places: mapped.Places = {}
+    if stay_mapped:
+        with _writing(graph, folder):
+            places = mapped.write(graph.module.modules(), torch_dtype(backend.precision), folder)
+    if refer:
+        inputs = graph.probe()
+        outputs = _computed(graph, inputs)
+        tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
+        tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
+        with _writing(graph, folder):
             save_file(tensors, folder / REFERENCE)
-        model = convert(graph, halves=halves, made=made)
+    if halves:
+        linear_in_halves(graph.module)
+    model = convert(graph)
     if tuned:
         fold_doubling(model)
     if backend.weights == "int8":
@@ -94,6 +96,18 @@ def write(
             keep_precise(folder / MODEL)
 
 
+def _computed(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    try:
+        with torch.no_grad():
+            outputs: tuple[torch.Tensor, ...] = graph.module(*inputs)
+    except Exception as error:
+        raise ComponentError(
+            f"torch could not compute {graph.name} from a small input, to compare its conversion "
+            f"with: {error}"
+        ) from error
+    return outputs
+
+
 @contextlib.contextmanager
 def _writing(graph: Graph, folder: Path) -> Iterator[None]:
     try:
@@ -105,33 +119,22 @@ def _writing(graph: Graph, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def convert(
-    graph: Graph, *, halves: bool = False, made: Sequence[torch.nn.Module] = ()
-) -> ov.Model:
+def convert(graph: Graph) -> ov.Model:
     """The OpenVINO model of a graph, whose constants are the memory of ``graph.module``.
 
-    Layers that were ``made`` compute in place of some of its own. bf16 constants do not keep that
-    memory alive: the module has to outlive the model.
+    bf16 constants do not keep that memory alive: the module has to outlive the model.
 
     Raises
     ------
     ComponentError
         If OpenVINO cannot convert it.
     """
-    with (
-        _tracing,
-        _interruptible(),
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        _evaluating(graph.module),
-    ):
+    with _tracing, _interruptible(), warnings.catch_warnings():
         # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
         warnings.simplefilter("ignore")
         try:
-            with gates_apart(graph.module) as apart:
-                parts = [*graph.module.modules(), *made, *apart] if halves else []
-                with linear_in_halves(parts):
-                    traced = _traced(graph)
+            with torch.no_grad(), _WithoutGradients():
+                traced = _traced(graph)
             model = _translated(graph, traced)
             _drop_ones(model)
         except Exception as error:
@@ -206,43 +209,20 @@ def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:
     return tuple(entry.example for entry in graph.inputs)
 
 
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Switch to plain evaluation without gradients, and back: it may be the caller's.
+class _WithoutGradients(TorchFunctionMode):
+    """Takes weights that want gradients as constants, which a trace refuses.
 
-    A constant of a trace cannot want gradients, and torch does not trace what it has compiled.
+    A forward that somebody has put into a module can know the one that this is a copy of.
     """
-    own = [part for part in module.modules() if plain(part) is part]
-    wrapped = [
-        (parent, name, child)
-        for parent in own
-        for name, child in parent.named_children()
-        if plain(child) is not child
-    ]
-    compiled = [
-        (part, name, function)
-        for part in own
-        for name in ("forward", "_compiled_call_impl")  # the latter is what Module.compile leaves
-        if plain(function := vars(part).get(name)) is not function
-    ]
-    modes = {part: part.training for part in module.modules()}
-    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parent, name, child in wrapped:
-            setattr(parent, name, plain(child))
-        for part, name, function in compiled:
-            vars(part)[name] = plain(function)
-        module.eval().requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_()
-        for part, training in modes.items():
-            part.training = training
-        for part, name, function in compiled:
-            vars(part)[name] = function
-        for parent, name, child in wrapped:
-            setattr(parent, name, child)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = [_constant(value) for value in args]
+        return func(*args, **{key: _constant(value) for key, value in (kwargs or {}).items()})
+
+
+def _constant(value: Any) -> Any:
+    # Not detach(), which would be traced.
+    return value.data if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 @contextlib.contextmanager

@@ -180,11 +180,12 @@ class Opener:
         def write(folder: Path) -> None:
             # What a conversion takes, which a warm start does without.
             from ovtensor.sdxl import ir
+            from ovtensor.sdxl.copies import detached
             from ovtensor.sdxl.halves import cast_the_rest
 
             with self._events.stage("load", graph):
                 dtype = torch_dtype(backend.precision)
-                module = source.load(halves or dtype, loras)
+                module = detached(source.load(halves or dtype, loras))
                 lasting.append(weakref.ref(module))
                 if halves is not None:
                     cast_the_rest(module, dtype)

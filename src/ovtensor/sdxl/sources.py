@@ -7,7 +7,6 @@ which is all that a stand-in needs; the weights are loaded when there is somethi
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib
 import json
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
 from ovtensor.sdxl.adapters import has_adapters, merge_adapters
+from ovtensor.sdxl.copies import with_dtype
 from ovtensor.sdxl.folders import WEIGHTS, variant_of
 from ovtensor.sdxl.identity import config_of, plain, structure, told
 from ovtensor.sdxl.spec import HALVES
@@ -224,27 +224,6 @@ class ModuleSource:
             "structure": described,
             "tensors": store.fingerprint_tensors(tensors),
         }
-
-
-def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
-    """``module`` itself if it has the dtype already, else a copy; the original is not touched.
-
-    The copy shares the tensors that need no change, unless it shall ``own`` all of them.
-    """
-    tensors = [*module.parameters(), *module.buffers()]
-    changed = [t for t in tensors if own or (t.is_floating_point() and t.dtype != dtype)]
-    if not changed:
-        return module
-    # What deepcopy finds in its memo it takes as copied: no tensor is copied in the old dtype.
-    memo = {id(tensor): tensor for tensor in tensors}
-    for tensor in changed:
-        cast = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        memo[id(tensor)] = (
-            torch.nn.Parameter(cast, requires_grad=False)
-            if isinstance(tensor, torch.nn.Parameter)
-            else cast
-        )
-    return copy.deepcopy(module, memo)
 
 
 def folder_sources(model: Path) -> dict[str, FolderSource]:

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from ovtensor.errors import ComponentError, NonFiniteError
-from ovtensor.sdxl.graphs import added_embeds, shallow_copy, time_waves
+from ovtensor.sdxl.copies import shallow_copy
+from ovtensor.sdxl.graphs import added_embeds, time_waves
 from ovtensor.sdxl.identity import plain
 
 if TYPE_CHECKING:

@@ -1,0 +1,101 @@
+"""Copies of modules that share everything with the original but what is changed in them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ovtensor.sdxl.identity import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
+    """A copy of ``module`` with the same weights and some children replaced, itself unchanged."""
+    module = plain(module)
+    copied = copy.copy(module)
+    # copy.copy shares the dictionary of children, which setattr would then change in both.
+    copied._modules = {**module._modules, **replaced}  # noqa: SLF001
+    return copied
+
+
+def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
+    """``module`` itself if it has the dtype already, else a copy of it and of all within.
+
+    The copy shares the tensors that need no change, unless it shall ``own`` all of them.
+    """
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        if tensor.dtype == wanted and not own:
+            return tensor
+        return tensor.detach().to(wanted, copy=True)
+
+    known = _replaced(module, cast)
+    return _copied(module, known) if known else module
+
+
+def detached(module: Any) -> Any:
+    """A copy of a module and all within, in evaluation mode, without gradients or torch.compile.
+
+    It shares the memory of every tensor, and may be altered: its layers are its own.
+    """
+    known = _replaced(module, lambda tensor: tensor.detach() if tensor.requires_grad else tensor)
+    return _copied(module, known).eval()
+
+
+def _replaced(
+    module: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[int, Any]:
+    """What parameters and buffers become, by their identities, of those that ``change``."""
+    known = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        changed = change(tensor)
+        if changed is not tensor:
+            known[id(tensor)] = (
+                torch.nn.Parameter(changed, requires_grad=False)
+                if isinstance(tensor, torch.nn.Parameter)
+                else changed
+            )
+    return known
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    """A copy of modules and of what holds them; all else is shared.
+
+    ``copy.deepcopy`` follows every reference: to the other models that a hook of offloading knows,
+    and to locks, which it cannot copy.
+    """
+    if id(value) in known:
+        return known[id(value)]
+    kind = type(value)
+    if isinstance(value, torch.nn.Module | types.FunctionType) and plain(value) is not value:
+        return _copied(plain(value), known)
+    if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+        known[id(value)] = made = object.__new__(kind)
+        vars(made).update((key, _copied(part, known)) for key, part in vars(value).items())
+        return made
+    if kind is types.MethodType:
+        return types.MethodType(value.__func__, _copied(value.__self__, known))
+    if kind is functools.partial:
+        function, *given = (_copied(part, known) for part in (value.func, *value.args))
+        made = functools.partial(function, *given, **_copied(value.keywords, known))
+        vars(made).update(vars(value))
+        return made
+    if kind in (dict, OrderedDict):
+        known[id(value)] = made = kind()
+        made.update((key, _copied(part, known)) for key, part in value.items())
+        return made
+    if kind is list:
+        known[id(value)] = made = []
+        made.extend(_copied(part, known) for part in value)
+        return made
+    if kind in (tuple, set):
+        return kind(_copied(part, known) for part in value)
+    return value
