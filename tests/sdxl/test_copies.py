@@ -97,6 +97,7 @@ class _Tied(torch.nn.Module):
         self.other = types.SimpleNamespace(model=torch.nn.Linear(2, 2))  # as a hook may know one
         self.itself = {}
         self.itself["itself"] = self.itself
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
 
     def forward(self, x):
         return self.two(self.listed[0](x)) + self.again(x)
@@ -125,8 +126,10 @@ def test_a_copy_has_its_own_layers_and_all_else_is_shared():
     assert copied.itself is not module.itself
     assert (module.training, copied.training, copied.one.training) == (True, False, False)
     copied.one.register_forward_hook(lambda *_: None)
+    copied.register_buffer("scratch", torch.zeros(1))
     del copied.two
     assert not module.one._forward_hooks
+    assert "scratch" not in module.state_dict()
     assert isinstance(module.two, torch.nn.Linear)
 
 
@@ -170,6 +173,7 @@ def test_what_was_put_into_a_module_computes_in_the_copy(put):
         expected = module(x)
         copied = detached(module)
         assert torch.equal(copied(x), expected)
+        assert all(part.training for part in module.modules())
     called = []
     for part in module.modules():
         if not isinstance(part, torch.jit.ScriptModule):

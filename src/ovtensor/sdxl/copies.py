@@ -77,7 +77,10 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     kind = type(value)
     if isinstance(value, torch.nn.Module | types.FunctionType) and plain(value) is not value:
         return _copied(plain(value), known)
-    if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+    if isinstance(value, torch.jit.ScriptModule):  # its state is not in Python
+        known[id(value)] = made = copy.deepcopy(value)
+        return made
+    if isinstance(value, torch.nn.Module):
         known[id(value)] = made = object.__new__(kind)
         vars(made).update((key, _copied(part, known)) for key, part in vars(value).items())
         return made
@@ -85,9 +88,7 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
         return types.MethodType(value.__func__, _copied(value.__self__, known))
     if kind is functools.partial:
         function, *given = (_copied(part, known) for part in (value.func, *value.args))
-        made = functools.partial(function, *given, **_copied(value.keywords, known))
-        vars(made).update(vars(value))
-        return made
+        return functools.partial(function, *given, **_copied(value.keywords, known))
     if kind in (dict, OrderedDict):
         known[id(value)] = made = kind()
         made.update((key, _copied(part, known)) for key, part in value.items())
