@@ -74,7 +74,8 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     """
     if id(value) in known:
         return known[id(value)]
-    kind = type(value)
+    kind: Any = type(value)
+    made: Any
     if isinstance(value, torch.nn.Module | types.FunctionType) and plain(value) is not value:
         return _copied(plain(value), known)
     if isinstance(value, torch.jit.ScriptModule):  # its state is not in Python
