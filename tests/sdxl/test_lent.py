@@ -250,14 +250,40 @@ def test_events_tell_every_stage_in_order(converted):
         assert finished.seconds > 0
     steps = [event for event in events if event.stage == "step"]
     assert [(event.step, event.steps, event.state) for event in steps] == [
+        (0, 2, "started"),
         (0, 2, "finished"),
+        (1, 2, "started"),
         (1, 2, "finished"),
     ]
-    assert all(event.seconds > 0 for event in steps)
+    assert all(event.seconds > 0 for event in steps if event.state == "finished")
     assert [(event.stage, event.state) for event in events[-2:]] == [
         ("decode", "started"),
         ("decode", "finished"),
     ]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_step_begins_after_what_was_called_at_the_end_of_the_last_one(
+    eager_pipeline, interrupted
+):
+    told = []
+
+    def listen(event):
+        if event.stage == "step":
+            told.append((event.step, event.steps, event.state))
+
+    def called(pipe, step, _timestep, tensors):
+        told.append(step)
+        pipe._interrupt = interrupted and step == 1
+        return tensors
+
+    with ovtensor.split_backends(eager_pipeline, unet="torch", on_event=listen) as pipe:
+        for _ in range(2):
+            draw(pipe, SCENES[0], num_inference_steps=3, callback_on_step_end=called)
+        pipe.progress_bar(total=3)  # of somebody else
+    steps = range(2 if interrupted else 3)
+    expected = [((n, 3, "started"), (n, 3, "finished"), n) for n in steps]
+    assert told == 2 * [entry for step in expected for entry in step]
 
 
 def test_what_a_listener_raises_ends_the_work_and_leaves_nothing(eager_pipeline):

@@ -111,17 +111,18 @@ def test_a_layer_that_only_one_of_both_has(unknown, monkeypatch):
 
 
 def test_layers_that_share_their_weights(tmp_path):
-    whole, tied, other = (torch.nn.Linear(6, 8, bias=False).half() for _ in range(3))
-    tied.weight = whole.weight
-    gated = torch.nn.Linear(6, 4, bias=False, device="meta")
-    gated.weight = torch.nn.Parameter(other.weight[:4], requires_grad=False)
-    expected = [layer.weight.detach().clone() for layer in (whole, gated)]
-    mapped.write([whole, tied, other, gated], torch.bfloat16, tmp_path)
-    assert whole.weight is tied.weight
-    for layer, weight in zip((whole, gated), expected, strict=True):
-        assert torch.equal(layer.weight, weight.bfloat16())
-    assert other.weight.dtype is torch.float16  # what it has is computed with as its parts
-    assert sorted(mapped.tensors(tmp_path)) == ["weight.0", "weight.1"]
+    one, tied, alike, part = (torch.nn.Linear(6, 8, bias=False).half() for _ in range(4))
+    tied.weight = one.weight
+    alike.weight = torch.nn.Parameter(one.weight.detach(), requires_grad=False)
+    part.weight = torch.nn.Parameter(one.weight[:4].detach(), requires_grad=False)
+    expected = one.weight.detach().bfloat16()
+    mapped.write([one, tied, alike, part], torch.bfloat16, tmp_path)
+    assert one.weight is tied.weight
+    assert one.weight.data_ptr() == alike.weight.data_ptr()
+    for layer, weight in ((one, expected), (alike, expected), (part, expected[:4])):
+        assert torch.equal(layer.weight, weight)
+    sizes = {name: list(tensor.shape) for name, tensor in mapped.tensors(tmp_path).items()}
+    assert sizes == {"weight.0": [8, 6], "weight.1": [4, 6]}
 
 
 @needs_proc

@@ -27,15 +27,15 @@ class Event:
         Weights are loaded; a graph is converted, compiled, run once on a small input; a denoising
         step or a pass of the VAE's decoder, of which slicing and tiling make several.
     state : {"started", "finished"}
-        A stage that raises has no second event. Of a step there is only the second one.
+        A stage that raises, and a step that is interrupted, has no second event.
     component : str
         ``"unet"``, ``"vae"``, ``"vae_decoder"``, ``"vae_encoder"``, ``"text_encoder"`` or
         ``"text_encoder_2"``.
     seconds : float or None
-        Wall-clock seconds that the stage took, when it has finished; for a step, the time since
-        the one before, or for the first one since the call.
+        Wall-clock seconds that the stage took, when it has finished; without what
+        ``callback_on_step_end`` did.
     step, steps : int or None
-        Which denoising step has finished, from 0, and of how many.
+        Which denoising step it is, from 0, and of how many.
     """
 
     stage: Stage

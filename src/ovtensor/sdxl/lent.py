@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ovtensor.sdxl.events import Events
 
 _STATE = "_ovtensor_lent"
+_WATCH = "_ovtensor_watch"  # of the call that runs on a pipeline
 
 
 class _State:
@@ -53,6 +54,7 @@ def lend(pipe: Any, events: Events, ended: Callable[[], None]) -> Callable[[], N
 def copied(pipe: Any) -> Any:
     """Another pipeline of the same components, with a scheduler and tokenizers of its own."""
     other = copy.copy(pipe)
+    other.__dict__.pop(_WATCH, None)
     for name in ("tokenizer", "tokenizer_2"):  # they keep the padding of the call that goes on
         if getattr(pipe, name, None) is not None:
             setattr(other, name, copy.deepcopy(getattr(pipe, name)))
@@ -91,6 +93,13 @@ class _Lent:
         except ValueError as error:
             raise InputError(str(error)) from error
 
+    def progress_bar(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the bar of the steps, which begin then."""
+        bar = super().progress_bar(*args, **kwargs)  # type: ignore[misc]
+        if (watch := self.__dict__.get(_WATCH)) is not None:
+            watch.begin(self, 0)
+        return bar
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what diffusers would leave out of the folder, and out of the pipeline's config."""
         from ovtensor.sdxl.stand_ins import stands_in, unsaved
@@ -124,11 +133,16 @@ class _Watch:
         wanted = getattr(callback, "tensor_inputs", tensors)
         self._wanted = ["latents"] if wanted is None else list(wanted)
         self.needs = list(dict.fromkeys([*self._wanted, "latents"]))
-        self._last = time.perf_counter()
+        self._start = time.perf_counter()
+
+    def begin(self, pipe: Any, step: int) -> None:
+        """Tell that a step begins."""
+        self._events.emit(Event("step", "started", "unet", None, step, _steps(pipe)))
+        self._start = time.perf_counter()
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        latents = tensors["latents"]
-        steps = getattr(pipe, "num_timesteps", None)
+        seconds = time.perf_counter() - self._start
+        latents, steps = tensors["latents"], _steps(pipe)
         if not torch.isfinite(latents).all():
             broken = int((~torch.isfinite(latents)).sum())
             of = "" if steps is None else f" of {steps}"
@@ -137,13 +151,18 @@ class _Watch:
                 f"{float(timestep):g}): {broken} of {latents.numel()} latents; most often its "
                 f'precision is too narrow, so give unet=Backend(..., precision="f32")'
             )
-        now = time.perf_counter()
-        event = Event("step", "finished", "unet", now - self._last, step, steps)
-        self._last = now
-        self._events.emit(event)
-        if self._callback is None:
-            return {}
-        return self._callback(pipe, step, timestep, {name: tensors[name] for name in self._wanted})
+        self._events.emit(Event("step", "finished", "unet", seconds, step, steps))
+        changed = {}
+        if self._callback is not None:
+            wanted = {name: tensors[name] for name in self._wanted}
+            changed = self._callback(pipe, step, timestep, wanted)
+        if step + 1 != steps and not getattr(pipe, "interrupt", False):
+            self.begin(pipe, step + 1)
+        return changed
+
+
+def _steps(pipe: Any) -> int | None:
+    return getattr(pipe, "num_timesteps", None)
 
 
 class ClosedComponent:
@@ -178,7 +197,11 @@ def _run(own: Any, pipe: Any, events: Events, args: tuple[Any, ...], kwargs: dic
         bound.arguments["callback_on_step_end"] = watch
         bound.arguments["callback_on_step_end_tensor_inputs"] = watch.needs
         args, kwargs = bound.args[1:], bound.kwargs
-    return own.__call__(pipe, *args, **kwargs)
+        pipe.__dict__[_WATCH] = watch
+    try:
+        return own.__call__(pipe, *args, **kwargs)
+    finally:
+        pipe.__dict__.pop(_WATCH, None)
 
 
 @functools.cache

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ovtensor.sdxl.spec import Backend
 
-    Places: TypeAlias = dict[tuple[int, int], str]
+    Places: TypeAlias = dict[tuple[int, ...], str]
 
 _FILES = "linear-{}.safetensors"
 _FILE_BYTES = 2**28
@@ -55,17 +55,13 @@ def write(parts: Iterable[torch.nn.Module], dtype: torch.dtype, folder: Path) ->
     """Write the weights of linear layers, and name them by where they are in memory.
 
     Those of 16 bits are cast if the arithmetic has another ``dtype`` of 16 bits. They are cast a
-    file at a time, and their layers, which have to be the session's own, have them mapped from
-    there: all of them in memory are as much as the model. A layer that is a part of another one,
-    and shares its memory, comes after it and counts instead.
+    file at a time, and their layers have them mapped from there from then on: all of them in memory
+    are as much as the model.
     """
-    shared: dict[int, list[Any]] = {}
+    shared: dict[tuple[int, ...], list[Any]] = {}
     for layer in parts:
         if type(layer) is torch.nn.Linear:
-            others = shared.setdefault(layer.weight.data_ptr(), [])
-            if others and others[0].weight.shape != layer.weight.shape:
-                others.clear()
-            others.append(layer)
+            shared.setdefault(_place(layer.weight), []).append(layer)
     places: Places = {}
     part: dict[str, list[Any]] = {}
     size = 0
@@ -131,8 +127,8 @@ def _write_file(part: Mapping[str, list[Any]], dtype: torch.dtype, path: Path) -
     return {_place(weight): name for name, weight in weights.items()}
 
 
-def _place(tensor: torch.Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.nbytes
+def _place(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tensor.data_ptr(), *tensor.shape
 
 
 def _linear_weights(model: ov.Model) -> Iterator[ov.Node]:
