@@ -70,7 +70,8 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     """A copy of modules and of what holds them; all else is shared.
 
     ``copy.deepcopy`` follows every reference: to the other models that a hook of offloading knows,
-    and to locks, which it cannot copy.
+    and to locks, which it cannot copy. Meanwhile another thread may run the original, which puts
+    hooks into a text encoder that runs for the first time; so dictionaries are listed at once.
     """
     if id(value) in known:
         return known[id(value)]
@@ -83,7 +84,7 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
         return made
     if isinstance(value, torch.nn.Module):
         known[id(value)] = made = object.__new__(kind)
-        vars(made).update((key, _copied(part, known)) for key, part in vars(value).items())
+        vars(made).update((key, _copied(part, known)) for key, part in [*vars(value).items()])
         return made
     if kind is types.MethodType:
         return types.MethodType(value.__func__, _copied(value.__self__, known))
@@ -92,7 +93,7 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
         return functools.partial(function, *given, **_copied(value.keywords, known))
     if kind in (dict, OrderedDict):
         known[id(value)] = made = kind()
-        made.update((key, _copied(part, known)) for key, part in value.items())
+        made.update((key, _copied(part, known)) for key, part in [*value.items()])
         return made
     if kind is list:
         known[id(value)] = made = []
