@@ -32,18 +32,30 @@ pytestmark = pytest.mark.skipif(
 def answers(monkeypatch):
     """Collect what the kernel says about each image."""
     found = []
-    real = _fused.to_words
 
-    def to_words(image, out):
-        found.append(real(image, out))
-        return found[-1]
+    def watch(real):
+        def watched(image, out):
+            found.append(real(image, out))
+            return found[-1]
 
-    monkeypatch.setattr(_fused, "to_words", to_words)
+        return watched
+
+    for name in ("to_words", "to_pixels"):
+        monkeypatch.setattr(_fused, name, watch(getattr(_fused, name)))
     return found
 
 
 def same(a, b):
-    return a.tobytes("raw", "RGBX") == b.tobytes("raw", "RGBX")
+    words = "RGBX" if a.mode == "RGB" else a.mode
+    return a.mode == b.mode and a.tobytes("raw", words) == b.tobytes("raw", words)
+
+
+def is_right(image, expected, **options):
+    """Compare pictures and bytes with diffusers' pictures."""
+    pictures = VaeImageProcessor().postprocess(image, **options)
+    pixels = VaeImageProcessor().postprocess(image, "uint8", **options)
+    bytes_of_pictures = np.stack([np.asarray(picture) for picture in expected])
+    return all(map(same, pictures, expected)) and np.array_equal(pixels, bytes_of_pictures)
 
 
 def large(height, width, batch=1, seed=0):
@@ -54,6 +66,7 @@ def large(height, width, batch=1, seed=0):
 SIZES = [
     (512, 512),  # one block
     (513, 512),  # two that share most of what they write
+    (1, BLOCK + 1),
     (1, 2 * BLOCK - 1),
     (1024, 512),
     (3, 300_007),
@@ -71,19 +84,18 @@ def test_pictures_of_one_and_of_several_blocks(answers, size, threads):
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        actual = VaeImageProcessor().postprocess(image)
+        assert is_right(image, expected)
     finally:
         torch.set_num_threads(usual)
-    assert answers == [True] * 2
-    assert all(map(same, actual, expected))
+    assert answers == [True] * 4
     assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize(("height", "width"), [(511, 513), (64, 64)])
 def test_fewer_pixels_are_left_to_torch(answers, height, width):
     image = large(height, width)
-    assert same(*(p().postprocess(image)[0] for p in (VaeImageProcessor, stock.VaeImageProcessor)))
-    assert answers == [False]
+    assert is_right(image, stock.VaeImageProcessor().postprocess(image))
+    assert answers == [False] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,11 +104,9 @@ def test_fewer_pixels_are_left_to_torch(answers, height, width):
 )
 def test_other_images_are_left_to_torch(answers, channels, dtype):
     image = torch.randn(1, channels, 512, 520).to(dtype)
-    expected = stock.VaeImageProcessor().postprocess(image)[0]
-    actual = VaeImageProcessor().postprocess(image)[0]
-    assert actual.mode == expected.mode
-    assert actual.tobytes() == expected.tobytes()
-    assert answers == [False]
+    (expected,) = stock.VaeImageProcessor().postprocess(image)
+    assert is_right(image, [expected])
+    assert answers == [False] * 2
 
 
 def test_every_rounding_edge(answers):
@@ -105,19 +115,18 @@ def test_every_rounding_edge(answers):
     one = values.repeat(BLOCK // len(values) + 1)[:BLOCK]
     # each value beside others in each channel
     image = torch.stack([one, one.roll(1), one.flip(0)]).view(1, 3, 512, 512)
-    expected = stock.VaeImageProcessor().postprocess(image)
-    assert same(VaeImageProcessor().postprocess(image)[0], expected[0])
-    assert answers == [True]
+    assert is_right(image, stock.VaeImageProcessor().postprocess(image))
+    assert answers == [True] * 2
 
 
 def test_words_on_both_sides_of_what_a_float_holds(answers):
     levels = (0, 1, 2, 126, 127, 128, 129, 254, 255)
     colours = torch.tensor(list(itertools.product(levels, repeat=3)), dtype=torch.float32)
     image = (colours / 255 * 2 - 1).T.repeat(1, BLOCK // len(colours) + 1)[:, :BLOCK]
-    picture = VaeImageProcessor().postprocess(image.reshape(1, 3, 512, 512))[0]
-    found = np.asarray(picture).reshape(-1, 3)[: len(colours)]
-    assert np.array_equal(found, colours.numpy())
-    assert answers == [True]
+    for output_type in ("pil", "uint8"):
+        (found,) = VaeImageProcessor().postprocess(image.reshape(1, 3, 512, 512), output_type)
+        assert np.array_equal(np.asarray(found).reshape(-1, 3)[: len(colours)], colours.numpy())
+    assert answers == [True] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "negative NaN"])
@@ -128,21 +137,46 @@ def test_what_is_not_finite_is_seen_wherever_it_is(answers, value, place, channe
         value = torch.tensor(-4194304, dtype=torch.int32).view(torch.float32).item()
     image = large(1, BLOCK + 1000)
     image[0, channel, 0, place] = value
-    with pytest.raises(NonFiniteError, match=r"^1 of \d+ decoded values are not finite"):
-        VaeImageProcessor().postprocess(image)
+    for output_type in ("pil", "uint8"):
+        with pytest.raises(NonFiniteError, match=r"^1 of \d+ decoded values are not finite"):
+            VaeImageProcessor().postprocess(image, output_type)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        expected = stock.VaeImageProcessor().postprocess(image)
-        actual = VaeImageProcessor().postprocess(image, nonfinite="ignore")
-    assert same(actual[0], expected[0])
-    assert answers == [False, False]
+        assert is_right(image, stock.VaeImageProcessor().postprocess(image), nonfinite="ignore")
+    assert answers == [False] * 4
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_what_is_not_finite_is_seen_in_every_block(answers, block):
+    image = large(4, BLOCK)
+    image[0, 0, block, 3] = float("nan")
+    for output_type in ("pil", "uint8"):
+        with pytest.raises(NonFiniteError):
+            VaeImageProcessor().postprocess(image, output_type)
+    assert answers == [False] * 2
+
+
+def test_images_that_are_not_denormalized(answers):
+    image = large(2 * 512, 512, batch=2).clamp(0, 1)
+    flags = [False, True]
+    expected = stock.VaeImageProcessor().postprocess(image, do_denormalize=flags)
+    assert is_right(image, expected, do_denormalize=flags)
+    assert answers == [True] * 2
 
 
 def test_a_sum_that_overflows_is_no_error():
     image = large(512, 512)
     image[..., 7] = 3e38
+    assert is_right(image, stock.VaeImageProcessor().postprocess(image))
+
+
+def test_bytes_of_images_that_are_no_planes(answers):
+    image = large(600, 600)
     expected = stock.VaeImageProcessor().postprocess(image)
-    assert same(VaeImageProcessor().postprocess(image)[0], expected[0])
+    for given in (image.to(memory_format=torch.channels_last), image.mT.contiguous().mT):
+        pixels = VaeImageProcessor().postprocess(given, "uint8")
+        assert np.array_equal(pixels[0], np.asarray(expected[0]))
+    assert not answers
 
 
 def test_nothing_of_the_caller_is_held():
@@ -190,7 +224,7 @@ def test_no_request_runs_on_after_an_interrupt(monkeypatch):
     monkeypatch.setattr(_fused, "_kernel", lambda _: watched)
     image = large(1024, 1024)
     with monkeypatch.context() as patch:
-        patch.setattr(_fused, "_finish", interrupt)
+        patch.setattr(_fused, "_is_finite", interrupt)
         with pytest.raises(KeyboardInterrupt):
             VaeImageProcessor().postprocess(image)
     assert len(made) == 2
@@ -230,8 +264,7 @@ def test_threads_share_nothing(answers):
     wrong = []
 
     def work(image, picture):
-        found = [VaeImageProcessor().postprocess(image)[0] for _ in range(12)]
-        wrong.extend(image.shape for other in found if not same(other, picture))
+        wrong.extend(image.shape for _ in range(8) if not is_right(image, [picture]))
 
     threads = [threading.Thread(target=work, args=a) for a in zip(images, expected, strict=True)]
     for thread in threads:
@@ -251,9 +284,8 @@ def test_without_a_cpu_plugin(monkeypatch, answers):
     _fused._kernel.cache_clear()
     try:
         image = large(512, 512)
-        expected = stock.VaeImageProcessor().postprocess(image)
-        assert same(VaeImageProcessor().postprocess(image)[0], expected[0])
-        assert answers == [False]
+        assert is_right(image, stock.VaeImageProcessor().postprocess(image))
+        assert answers == [False] * 2
     finally:
         _fused._kernel.cache_clear()
 

@@ -11,12 +11,13 @@ and yet it can write words of four bytes:
   word as it is, or makes it larger than that of any pixel.
 
 No step rounds in another way if a multiplication and an addition become one instruction. What is
-left to do is to look for the largest word, and to make 255 of the highest byte.
+left to do is to look for the largest word, and to make 255 of the highest byte or to drop it.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,11 @@ import torch
 from ovtensor._core import core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import openvino as ov
 
-__all__ = ["to_words"]
+__all__ = ["to_pixels", "to_words"]
 
 # What minimum and maximum make of NaN is the processor's, and so is the order of bytes.
 _TRIED = platform.machine().lower() in ("x86_64", "amd64")
@@ -61,18 +64,70 @@ def to_words(image: torch.Tensor, out: np.ndarray[Any, Any]) -> bool:
     -----
     OpenVINO is not imported for this. The kernel takes 40 ms to compile, once.
     """
-    _, height, width = image.shape
+    kernel = _kernel_for(image)
+    if kernel is None:
+        return False
+    flat = out.reshape(-1)
+
+    def finish(start: int, words: np.ndarray[Any, Any]) -> bool:
+        # What the last block, which runs first, shares with the one before is finished there.
+        words = words[-start % BLOCK :]
+        finite = _is_finite(words)
+        np.add(words, _TO_OPAQUE, out=words)
+        return finite
+
+    return kernel(image, lambda start: flat[start : start + BLOCK], finish)
+
+
+def to_pixels(image: torch.Tensor, out: np.ndarray[Any, Any]) -> bool:
+    """Write the pixels of one image in [-1, 1] as bytes, if that can be done so.
+
+    Parameters
+    ----------
+    image : torch.Tensor
+        As for `to_words`.
+    out : numpy.ndarray
+        uint8 ``(height, width, 3)``, contiguous.
+
+    Returns
+    -------
+    bool
+        As for `to_words`.
+    """
+    kernel = _kernel_for(image)
+    if kernel is None:
+        return False
+    flat = out.reshape(-1)
+    scratch = itertools.cycle(np.empty((2, BLOCK), np.uint32))
+
+    def finish(start: int, words: np.ndarray[Any, Any]) -> bool:
+        _pack(words, flat[3 * start : 3 * (start + BLOCK)])
+        return _is_finite(words)
+
+    return kernel(image, lambda _: next(scratch), finish)
+
+
+def _pack(words: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """Write all bytes of words but the highest.
+
+    One after another, three bytes apart: each word covers the highest byte of the one before. A
+    copy of three bytes of each would take three times as long.
+    """
+    np.copyto(np.ndarray(len(words) - 1, np.uint32, out, strides=(3,)), words[:-1])
+    out[-3:] = words[-1:].view(np.uint8)[:3]
+
+
+def _kernel_for(image: torch.Tensor) -> _Kernel | None:
+    channels, height, width = image.shape
     if (
         image.dtype is not torch.float32
-        or len(image) != 3
+        or channels != 3
         or height * width < BLOCK
         or "openvino" not in sys.modules
         or not _TRIED
     ):
-        return False
-    kernel = _kernel(torch.get_num_threads())
-    channels = [channel.reshape(-1) for channel in image.numpy()]
-    return kernel is not None and kernel(channels, out.reshape(-1))
+        return None
+    return _kernel(torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=4)
@@ -97,32 +152,43 @@ class _Kernel:
         self._compiled = core().compile_model(_model(), "CPU", properties)
         self._idle: list[list[ov.InferRequest]] = []
 
-    def __call__(self, channels: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any]) -> bool:
-        """Write a word for each value of the flat channels; False if any may not be finite."""
+    def __call__(
+        self,
+        image: torch.Tensor,
+        place: Callable[[int], np.ndarray[Any, Any]],
+        finish: Callable[[int, np.ndarray[Any, Any]], bool],
+    ) -> bool:
+        """Make the words of an image, a block at a time; False if any value may not be finite.
+
+        Those of the block that begins at a pixel go to the ``place`` for it, and whoever asks
+        ``finish``es them, and says whether all are finite.
+        """
         try:
             pair = self._idle.pop()
         except IndexError:
             pair = [self._compiled.create_infer_request() for _ in range(2)]
-        arrays = [*channels, out.view(np.float32)]
-        whole = range(0, out.size - BLOCK, BLOCK)
+        channels = [channel.reshape(-1) for channel in image.numpy()]
+        last = channels[0].size - BLOCK
         # The last block ends where the picture does. It runs first: what it shares with the one
-        # before is then written again by that one, and finished once.
-        starts = [out.size - BLOCK, *whole]
-        words = [out[len(whole) * BLOCK :], *(out[start : start + BLOCK] for start in whole)]
+        # before is then written again by that one.
+        starts = [last, *range(0, last, BLOCK)]
+        words: list[np.ndarray[Any, Any]] = []
         finite = True
         try:
             for index, start in enumerate(starts):
-                _bind(pair[index % 2], [array[start : start + BLOCK] for array in arrays])
+                words.append(place(start))
+                arrays = [*(channel[start : start + BLOCK] for channel in channels), words[-1]]
+                _bind(pair[index % 2], arrays)
                 pair[index % 2].start_async()  # infer() would leave all to the calling thread
                 if index:  # while one request computes, the words of the other are finished
                     pair[1 - index % 2].wait()
-                    finite = _finish(words[index - 1]) and finite
+                    finite = finish(starts[index - 1], words[-2]) and finite
             pair[index % 2].wait()
         except BaseException:  # such as Ctrl-C
             for request in pair:  # which may still read and write memory that goes now
                 request.wait()
             raise
-        finite = _finish(words[index]) and finite
+        finite = finish(start, words[-1]) and finite
         self._idle.append(pair)
         return finite
 
@@ -131,16 +197,11 @@ def _bind(request: ov.InferRequest, arrays: list[np.ndarray[Any, Any]]) -> None:
     """Have a request read and write memory that it does not keep alive."""
     import openvino as ov
 
-    *inputs, output = (ov.Tensor(a.reshape(_SHAPE), shared_memory=True) for a in arrays)
+    views = [array.view(np.float32).reshape(_SHAPE) for array in arrays]
+    *inputs, output = (ov.Tensor(view, shared_memory=True) for view in views)
     for index, tensor in enumerate(inputs):
         request.set_input_tensor(index, tensor)
     request.set_output_tensor(output)
-
-
-def _finish(words: np.ndarray[Any, Any]) -> bool:
-    finite = _is_finite(words)
-    np.add(words, _TO_OPAQUE, out=words)
-    return finite
 
 
 def _is_finite(words: np.ndarray[Any, Any]) -> bool:

@@ -10,7 +10,7 @@ import PIL
 import torch
 from PIL import Image
 
-from ovtensor.diffusers import _pixels
+from ovtensor.diffusers import _fused, _pixels
 from ovtensor.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def to_pil(batch: Batch) -> tuple[list[Image.Image], bool]:
         image = given.cpu()
         _, height, width = image.shape
         mode = _mode(len(image))
-        is_planar = image.stride()[1:] == (width, 1)
-        if mode in _WORD_MODES and is_planar and height * width <= _MOST_WORDS:
+        if mode in _WORD_MODES and _is_planar(image) and height * width <= _MOST_WORDS:
             words = np.empty((height, width), np.uint32)
             finite = _pixels.to_words(image, words, denormalize=denormalize) and finite
             picture = _picture_of_words(words, mode)
@@ -61,16 +60,19 @@ def to_uint8(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
     channels, height, width = batch.same_shape("uint8")
     out = torch.empty(len(batch.images), height, width, channels, dtype=torch.uint8, device="cpu")
     finite, planar = True, None
-    pixels = out.permute(0, 3, 1, 2)
-    for image, denormalize, target in zip(batch.images, batch.denormalize, pixels, strict=True):
+    for given, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
+        image = given.cpu()
+        pixels = target.permute(2, 0, 1)
         if image.permute(1, 2, 0).is_contiguous():
-            finite = _pixels.to_bytes(image.cpu(), target, denormalize=denormalize) and finite
+            finite = _pixels.to_bytes(image, pixels, denormalize=denormalize) and finite
+            continue
+        if _is_planar(image) and denormalize and _fused.to_pixels(image, target.numpy()):
             continue
         # Bytes to planes and then planes to pixels: quicker than to scatter the wide values.
         if planar is None:
             planar = torch.empty(batch.images[0].shape, dtype=torch.uint8, device="cpu")
-        finite = _pixels.to_bytes(image.cpu(), planar, denormalize=denormalize) and finite
-        for channel, plane in zip(target, planar, strict=True):
+        finite = _pixels.to_bytes(image, planar, denormalize=denormalize) and finite
+        for channel, plane in zip(pixels, planar, strict=True):
             channel.copy_(plane)
     return out.numpy(), finite
 
@@ -127,6 +129,10 @@ def array_to_pil(images: np.ndarray[Any, Any]) -> tuple[list[Image.Image], bool]
         is_planar = values is planes
         pictures.append(_picture(pixels if is_planar else pixels.transpose(2, 0, 1), mode))
     return pictures, finite
+
+
+def _is_planar(image: torch.Tensor) -> bool:
+    return image.stride()[1:] == (image.shape[2], 1)
 
 
 def _bytes_like(image: torch.Tensor) -> torch.Tensor:
