@@ -11,7 +11,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
 import ovtensor
@@ -21,6 +25,7 @@ from ovtensor.sdxl import Event
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
+STEPS = ([999, 700, 400, 100], [900, 600, 300, 50])
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,28 @@ def test_threads_give_what_one_after_the_other_gives(split):
     with concurrent.futures.ThreadPoolExecutor(len(SCENES)) as pool:
         for _ in range(2):
             for picture, alone in zip(pool.map(run, SCENES), expected, strict=True):
+                np.testing.assert_array_equal(picture, alone)
+
+
+def test_threads_do_not_mix_up_their_timesteps(monkeypatch):
+    """A UNet on torch in another precision is given the waves of its timestep beforehand."""
+    forward, met = UNet2DConditionModel.forward, threading.Barrier(2)
+
+    def wait(self, *args, **kwargs):
+        if self.dtype == torch.bfloat16:
+            met.wait(60)  # until both threads have given theirs
+        return forward(self, *args, **kwargs)
+
+    bf16 = Backend("torch", precision="bf16")
+    with ovtensor.split_backends(load(), unet=bf16, progress=False) as pipe:
+
+        def run(steps):
+            return draw(pipe, SCENES[0], num_inference_steps=4, timesteps=steps)
+
+        expected = [run(steps) for steps in STEPS]
+        monkeypatch.setattr(UNet2DConditionModel, "forward", wait)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for picture, alone in zip(pool.map(run, STEPS), expected, strict=True):
                 np.testing.assert_array_equal(picture, alone)
 
 

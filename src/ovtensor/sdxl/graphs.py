@@ -8,6 +8,7 @@ for running in torch alike: float32 in, the component's own precision inside, fl
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,12 +54,18 @@ class Graph:
 
 
 class _Given(torch.nn.Module):
-    """Returns what it was given beforehand, whatever it is called with."""
+    """Returns what its thread gave it beforehand, whatever it is called with."""
 
-    value: torch.Tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_thread = threading.local()
+
+    def give(self, value: torch.Tensor) -> None:
+        self._of_thread.value = value
 
     def forward(self, _: torch.Tensor) -> torch.Tensor:
-        return self.value
+        value: torch.Tensor = self._of_thread.value
+        return value
 
 
 class _UNetForward(torch.nn.Module):
@@ -86,9 +93,9 @@ class _UNetForward(torch.nn.Module):
         added_embeds: torch.Tensor,
         timestep_cond: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        self.unet.time_proj.value = time_waves
+        self.unet.time_proj.give(time_waves)
         # The UNet itself joins these two again; where they meet makes no difference.
-        self.unet.add_time_proj.value = added_embeds[:, 1:]
+        self.unet.add_time_proj.give(added_embeds[:, 1:])
         (noise,) = self.unet(
             sample.to(self.dtype),
             sample.new_zeros(()),  # not looked at: its waves are given
