@@ -14,6 +14,7 @@ from ovtensor import Backend
 from ovtensor.cache import store
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
 from ovtensor.sdxl import compiled, ir
+from ovtensor.sdxl.copies import with_dtype
 from ovtensor.sdxl.parity import demand_parity
 from sdxl_scenes import SCENES, draw, load
 
@@ -139,7 +140,7 @@ def test_a_component_that_computes_something_else_is_refused(eager_pipeline, tmp
     changed = []  # alive until the model is written, as the right one is
 
     def convert_something_else(graph, **options):
-        changed.append(copy.deepcopy(graph.module))
+        changed.append(with_dtype(graph.module, torch.float32, own=True))
         with torch.no_grad():
             changed[-1].unet.conv_out.weight[0] *= -1  # the sign of one of four channels
         return convert(dataclasses.replace(graph, module=changed[-1]), **options)

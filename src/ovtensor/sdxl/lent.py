@@ -54,7 +54,6 @@ def lend(pipe: Any, events: Events, ended: Callable[[], None]) -> Callable[[], N
 def copied(pipe: Any) -> Any:
     """Another pipeline of the same components, with a scheduler and tokenizers of its own."""
     other = copy.copy(pipe)
-    other.__dict__.pop(_WATCH, None)
     for name in ("tokenizer", "tokenizer_2"):  # they keep the padding of the call that goes on
         if getattr(pipe, name, None) is not None:
             setattr(other, name, copy.deepcopy(getattr(pipe, name)))
