@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 import torch
 
+from devices import needs_bf16
 from ovtensor import to_numpy
 from ovtensor._core import core
 from ovtensor.cache import ScratchStore
@@ -23,11 +24,6 @@ from ovtensor.sdxl.halves import cast_the_rest, linear_in_halves
 from ovtensor.sdxl.runners import OpenVINORunner, TorchRunner, Turns
 from ovtensor.sdxl.spec import Backend
 from sdxl_scenes import load
-
-needs_bf16 = pytest.mark.skipif(
-    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
-    reason="this CPU does not execute bf16",
-)
 
 
 @pytest.fixture(scope="module")

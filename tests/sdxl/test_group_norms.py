@@ -7,15 +7,10 @@ import openvino as ov
 import pytest
 import torch
 
+from devices import needs_bf16
 from ovtensor import Backend
 from ovtensor.sdxl import graphs, ir, opening
 from ovtensor.sdxl.group_norms import keep_precise, sum_by_channel
-from ovtensor.sdxl.spec import device_properties
-
-needs_bf16 = pytest.mark.skipif(
-    "BF16" not in device_properties("CPU")["OPTIMIZATION_CAPABILITIES"],
-    reason="this CPU does not execute bf16",
-)
 
 
 class Normed(torch.nn.Module):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 
 import ovtensor
+from devices import needs_bf16
 from ovtensor import Backend
 from ovtensor.sdxl import mapped, opening, sources
 from sdxl_scenes import SCENES, draw, load
 
-needs_bf16 = pytest.mark.skipif(
-    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
-    reason="this processor does not execute bfloat16",
-)
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 import ovtensor
 import shapes
+from devices import needs_bf16
 from ovtensor import Backend
 from ovtensor.errors import ComponentError, InputError, SessionClosedError
 from sdxl_scenes import SCENES, draw, load
@@ -81,10 +82,9 @@ def test_text_encoders_on_openvino_draw_the_same(eager_pictures):
         assert np.abs(picture.astype(int) - eager.astype(int)).max() <= 2
 
 
+@needs_bf16
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_in_bf16_show_their_scenes(kind):
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU does not execute bf16")
     backend = Backend(kind, precision="bf16")
     with ovtensor.sdxl_pipeline(
         ovtensor.tiny_sdxl_path(), unet=backend, vae=backend, text_encoders=backend, progress=False

@@ -55,7 +55,7 @@ def write(
 ) -> None:
     """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
 
-    Alters ``graph.module``, of which nothing is left that computes: see :func:`.copies.detached`.
+    Alters ``graph.module``, which is not to be run any more: see :func:`.copies.detached`.
 
     With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
     ``stay_mapped`` their weights become inputs: see :mod:`.mapped`. With ``tuned`` doublings and
