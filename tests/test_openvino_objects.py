@@ -14,8 +14,10 @@ from openvino import opset13 as ops
 
 import ovtensor
 from ovtensor._dtypes import BY_OPENVINO
+from ovtensor._host import Memory
 from ovtensor._packed import pack
 from ovtensor._routes import openvino_
+from ovtensor._routes.openvino_objects import ROUTE
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 TYPES = sorted(set(BY_OPENVINO) - {"string"})
@@ -243,7 +245,7 @@ def test_objects_that_name_who_has_the_values(compiled):
 
 
 class Remote:
-    """Has what a remote tensor has, whose device this machine does not have."""
+    """Has what a remote tensor has; tests/test_openvino_gpu.py takes those of a device."""
 
     def __init__(self, source):
         self.source = source
@@ -251,31 +253,58 @@ class Remote:
     def get_shape(self):
         return self.source.shape
 
+    def get_byte_size(self):
+        return self.source.byte_size
+
+    def get_device_name(self):
+        return "GPU.0"
+
     def copy_to(self, target):
         self.source.copy_to(target)
 
 
-class TypedRemote(Remote):
-    def get_element_type(self):
-        return self.source.element_type
+class Careless(Remote):
+    def copy_to(self, target):
+        pass
 
 
-def test_remote_tensors():
-    from ovtensor._routes.openvino_objects import ROUTE
+class Lost(Remote):
+    def copy_to(self, target):
+        raise RuntimeError("the device is lost")
 
+
+def test_remote_tensors_have_what_the_route_asks():
     for real in (ov.RemoteTensor, ov.VASurfaceTensor):
         assert ovtensor._registry.route_for(real) is ROUTE
-        assert {"get_shape", "copy_to"} <= set(dir(real))
+        assert {"get_shape", "get_byte_size", "get_device_name", "copy_to"} <= set(dir(real))
+        # If this fails a remote tensor tells its type, and nobody has to guess.
         assert not {"get_element_type", "element_type"} & set(dir(real))
     assert "target_tensor: openvino._pyopenvino.Tensor" in ov.RemoteTensor.copy_to.__doc__
-    x, _ = tensor("bf16", (2, 3))
-    found = ROUTE.read(TypedRemote(x))
-    with pytest.raises(ConversionError, match="made by the conversion itself"):
-        ovtensor.to_numpy(found, copy=False, dtype="native")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_remote_tensors(name):
+    x, _ = tensor(name, (2, 8))
+    found = ROUTE.read(Remote(x))
+    assert found.element is BY_OPENVINO[name]
+    assert found.memory is Memory.FRESH
+    with pytest.raises(ConversionError, match="copy=False"):
+        ovtensor.to_numpy(found, copy=False)
     np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
-    untyped = type("RemoteTensor", (Remote,), {})(x)
-    with pytest.raises(ConversionError, match=r"remote\.copy_to\(host\)"):
-        ROUTE.read(untyped)
+    info = ROUTE.describe(Remote(x))
+    assert (info.shape, info.device) == ((2, 8), "GPU.0")
+    assert (info.has_data, info.zero_copy) == (True, False)
+
+
+def test_remote_tensors_that_cannot_be_told():
+    x, _ = tensor("bf16", (2, 3))
+    advice = r"host = openvino\.Tensor\(element_type, .*remote\.copy_to\(host\)"
+    for made, text in (
+        (Careless, "Careless of shape \\(2, 3\\) does not tell its element type"),
+        (Lost, "cannot be copied \\(the device is lost\\)"),
+    ):
+        with pytest.raises(ConversionError, match=f"{text}.*{advice}"):
+            ROUTE.read(made(x))
 
 
 def test_what_openvino_itself_gets_wrong_is_still_so():

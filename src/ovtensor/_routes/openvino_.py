@@ -12,7 +12,7 @@ from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor._packed import unpack
 from ovtensor.errors import ConversionError
 
-__all__ = ["ROUTE", "read_tensor", "shares"]
+__all__ = ["ROUTE", "read_remote", "read_tensor", "shares"]
 
 
 class OpenvinoRoute:
@@ -22,7 +22,10 @@ class OpenvinoRoute:
         """Copy what no other element type is shown as; to ask for the type takes longer."""
         if x.byte_size >= 9 * x.size:  # text, of which .data warns
             return None
-        data: np.ndarray[Any, Any] = x.data
+        try:
+            data: np.ndarray[Any, Any] = x.data
+        except RuntimeError:  # memory of a device
+            return None
         return data.copy() if data.dtype in _UNMISTAKABLE else None
 
     def read(self, x: Any, /) -> HostArray:
@@ -32,14 +35,15 @@ class OpenvinoRoute:
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell shape and element type."""
         element = BY_OPENVINO.get(x.element_type.get_type_name())
+        here = element is None or element.bits == 0 or _is_here(x)
         return TensorInfo(
             library="openvino",
             type=qualified_name(type(x)),
             shape=tuple(x.shape),
             dtype=x.element_type.get_type_name(),
-            device="cpu",
+            device="cpu" if here else None,
             has_data=True,
-            zero_copy=shares(element),
+            zero_copy=here and shares(element),
             route="openvino",
             owner=Memory.BORROWED.value,
         )
@@ -57,12 +61,69 @@ def read_tensor(x: Any) -> HostArray:
         raise ConversionError(f"{ROUTE.describe(x)}: its element type is not known here")
     if element.name == "str":
         return HostArray(np.asarray(x.str_data), element, Memory.FRESH)
-    data: np.ndarray[Any, Any] = x.data
+    data: np.ndarray[Any, Any]
+    try:
+        data, memory = x.data, Memory.BORROWED
+    except RuntimeError:  # memory of a device
+        data, memory = _copied_here(x).data, Memory.FRESH
     if element.numpy is not None:
-        return HostArray(data, element, Memory.BORROWED)
+        return HostArray(data, element, memory)
     if element.packed:
         return HostArray(unpack(data, tuple(x.shape), element), element, Memory.FRESH)
-    return HostArray(data.view(element.carrier), element, Memory.BORROWED)
+    return HostArray(data.view(element.carrier), element, memory)
+
+
+def read_remote(x: Any) -> HostArray:
+    """Copy an ``openvino.RemoteTensor`` to host memory.
+
+    From Python it does not tell its element type. But OpenVINO copies only between tensors of one
+    type: so it has the one type, of those with its size in bytes, that it can be copied to.
+    """
+    taken = []
+    refusal = "no element type gives its size in bytes"
+    for kind, element in _ELEMENT.items():
+        if element.bits == 0:
+            continue
+        target = openvino.Tensor(kind, x.get_shape())
+        if target.byte_size != x.get_byte_size():
+            continue
+        try:
+            x.copy_to(target)
+        except RuntimeError as error:
+            refusal = str(error)
+        else:
+            taken.append(target)
+    if len(taken) != 1:
+        known = "does not tell its element type" if taken else f"cannot be copied ({refusal})"
+        raise ConversionError(
+            f"{qualified_name(type(x))} of shape {tuple(x.get_shape())} {known}; make a host "
+            "tensor and copy: host = openvino.Tensor(element_type, remote.get_shape()); "
+            "remote.copy_to(host)"
+        )
+    found = read_tensor(taken[0])
+    found.memory = Memory.FRESH
+    return found
+
+
+def _is_here(x: Any) -> bool:
+    """Tell whether a tensor's memory can be read; that of a device cannot, and it says so."""
+    try:
+        x.data  # noqa: B018
+    except RuntimeError:
+        return False
+    return True
+
+
+def _copied_here(x: Any) -> openvino.Tensor:
+    # A request that was given a remote tensor hands it out as openvino.Tensor.
+    target = openvino.Tensor(x.element_type, x.shape)
+    try:
+        x.copy_to(target)
+    except RuntimeError as error:
+        raise ConversionError(
+            f"{ROUTE.describe(x)} is not in host memory and cannot be copied there: {error}"
+        ) from error
+    return target
 
 
 # Types compare and hash by value; asking them for their name is slower.

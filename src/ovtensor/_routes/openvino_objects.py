@@ -10,7 +10,7 @@ from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor._packed import unpack
 from ovtensor._registry import host
 from ovtensor._routes.numpy_ import ROUTE as NUMPY
-from ovtensor._routes.openvino_ import read_tensor, shares
+from ovtensor._routes.openvino_ import read_remote, read_tensor, shares
 from ovtensor.errors import ConversionError, DatalessTensorError
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ _ADVICE = {
     "InferRequest": "take request.get_output_tensor(index), or request.results for all",
     "CompiledModel": "run it: compiled_model(inputs) gives the results",
     "Model": "compile it with openvino.compile_model and run that",
-    "RemoteTensor": (
-        "make a host tensor and copy: host = openvino.Tensor(element_type, remote.get_shape()); "
-        "remote.copy_to(host)"
-    ),
 }
 _PORT = "a port names a tensor and holds none; take result[port] or request.get_tensor(port)"
 
@@ -39,18 +35,17 @@ class ObjectRoute:
             return _only_result(x)
         if hasattr(x, "get_tensor_view"):
             return _constant(x)
-        if hasattr(x, "copy_to") and hasattr(x, "get_element_type"):
-            return _remote(x)
+        if hasattr(x, "copy_to"):
+            return read_remote(x)
         advice = next(
             (_ADVICE[b.__name__] for b in type(x).__mro__ if b.__name__ in _ADVICE), _PORT
         )
-        kind = ConversionError if hasattr(x, "copy_to") else DatalessTensorError
-        raise kind(f"{self.describe(x)} has no values that can be read: {advice}")
+        raise DatalessTensorError(f"{self.describe(x)} has no values that can be read: {advice}")
 
     def describe(self, x: Any, /) -> TensorInfo:
         """Tell the type; shape and element type where they are static."""
         has_data = isinstance(x, Mapping) or hasattr(x, "get_tensor_view") or hasattr(x, "copy_to")
-        shape = dtype = element = None
+        shape = dtype = element = device = None
         if isinstance(x, Mapping):
             if len(x) == 1:
                 ((_, array),) = x.items()
@@ -61,11 +56,14 @@ class ObjectRoute:
             partial = x.get_partial_shape() if hasattr(x, "get_partial_shape") else None
             if partial is not None and partial.is_static:
                 shape = tuple(partial.to_shape())
+        elif hasattr(x, "copy_to"):
+            shape, device = tuple(x.get_shape()), x.get_device_name()
         return TensorInfo(
             library="openvino",
             type=qualified_name(type(x)),
             shape=shape,
             dtype=dtype,
+            device=device,
             has_data=has_data,
             reason=None if has_data else "it holds no tensor",
             zero_copy=hasattr(x, "get_tensor_view") and shares(element),
@@ -104,16 +102,6 @@ def _constant(x: Any) -> HostArray:
     if found.memory is Memory.BORROWED:
         # The view does not keep the constant alive that owns its memory.
         found.bits = pinned(found.bits.__array_interface__, (x, found.bits))
-    return found
-
-
-def _remote(x: Any) -> HostArray:
-    import openvino
-
-    target = openvino.Tensor(x.get_element_type(), x.get_shape())
-    x.copy_to(target)
-    found = read_tensor(target)
-    found.memory = Memory.FRESH
     return found
 
 
