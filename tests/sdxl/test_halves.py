@@ -113,3 +113,17 @@ def test_what_a_folder_holds(model, tmp_path):
     pickled = sources.folder_sources(tmp_path)["unet"]
     assert pickled.halves is None
     assert pickled.size == pytest.approx(2 * weights, rel=0.05)  # as if of 16 bits
+
+
+@pytest.mark.parametrize(
+    ("device", "kept"),
+    [("CPU", True), ("AUTO:CPU", True), ("GPU", False), ("NPU", False), ("AUTO:GPU,CPU", False)],
+)
+def test_a_gpu_gets_wide_weights(device, kept, model):
+    """Importing what it has compiled of others ends the process (tests/sdxl/test_gpu.py)."""
+    opener = opening.Opener({}, None, None, None, None)
+    source = sources.folder_sources(model)["vae"]
+    backend = Backend("openvino", device, precision="f32")
+    found = opener._halves("vae_decoder", source, (), backend)
+    assert found is (source.halves if kept else None)
+    assert source.halves is not None

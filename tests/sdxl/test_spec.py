@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 import ovtensor
@@ -39,6 +41,43 @@ def test_auto_precision(device, capabilities, unet, vae, devices):
     assert settled.precision == vae
     # A device whose own default is f16 computes the VAE in f32 only if it is told to.
     assert properties(settled)["INFERENCE_PRECISION_HINT"] == vae
+
+
+@pytest.mark.parametrize(
+    ("device", "static"),
+    [
+        ("CPU", False),
+        ("GPU", True),
+        ("GPU.1", True),
+        ("NPU", True),
+        ("AUTO", True),
+        ("AUTO:CPU", False),
+        ("AUTO:-GPU", False),
+        ("AUTO:-GPU.0", True),
+        ("AUTO:-CPU", True),
+        ("HETERO:GPU,CPU", True),
+        ("MULTI:CPU(2),GPU.1(4)", True),
+    ],
+)
+def test_shapes_are_static_where_a_gpu_may_compute(device, static, devices, monkeypatch):
+    here = SimpleNamespace(available_devices=["CPU", "GPU.0", "GPU.1"])
+    monkeypatch.setattr(spec, "core", lambda: here)
+    devices[device] = {"FP32", "FP16"}
+    backend = Backend("openvino", device)
+    assert spec.resolve(backend, "unet").static_shapes is static
+    for wanted in (False, True):
+        backend = Backend("openvino", device, static_shapes=wanted)
+        assert spec.resolve(backend, "unet").static_shapes is wanted
+
+
+def test_auto_does_not_begin_on_another_device():
+    auto = Backend("openvino", "AUTO:GPU,CPU", precision="f32")
+    assert properties(auto)["ENABLE_STARTUP_FALLBACK"] is False
+    auto = Backend(
+        "openvino", "AUTO", precision="f32", properties={"ENABLE_STARTUP_FALLBACK": True}
+    )
+    assert properties(auto)["ENABLE_STARTUP_FALLBACK"] is True
+    assert "ENABLE_STARTUP_FALLBACK" not in properties(Backend("openvino", precision="f32"))
 
 
 def test_properties_of_the_caller():

@@ -206,7 +206,11 @@ class _Requests:
 
 def properties(backend: Backend) -> dict[str, Any]:
     """What a model is compiled with."""
-    return {PRECISION_HINT: backend.precision, **backend.properties}
+    given: dict[str, Any] = {PRECISION_HINT: backend.precision}
+    if backend.device.partition(":")[0] == "AUTO":
+        # Or it runs on the CPU until the model is compiled for the GPU, and goes on there.
+        given["ENABLE_STARTUP_FALLBACK"] = False
+    return given | dict(backend.properties)
 
 
 def compile_for(

@@ -17,7 +17,7 @@ from ovtensor.sdxl import mapped
 from ovtensor.sdxl.compiled import FORMAT, Compiled, find_compiled
 from ovtensor.sdxl.identity import UndescribedError, versions
 from ovtensor.sdxl.runners import OpenVINORunner
-from ovtensor.sdxl.spec import Backend, torch_dtype
+from ovtensor.sdxl.spec import Backend, may_run_on, torch_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -229,8 +229,13 @@ class Opener:
         """The dtype of 16 bits in which linear layers are loaded for another one, if they are."""
         if loras or backend.weights is not None:  # both are computed with in the other
             return None
-        if backend.precision == "f32":  # a reference would be computed in it
-            return None if self._verifies(backend) else source.halves
+        if backend.precision == "f32":
+            if self._verifies(backend):  # the reference would be computed in it
+                return None
+            # OpenVINO's GPU plugin writes past the end of memory when it imports a blob that
+            # widens weights which it also brings into another layout.
+            on_cpu = all(device == "CPU" for device in may_run_on(backend.device))
+            return source.halves if on_cpu else None
         return source.halves if mapped.stay_mapped(graph, source.size, backend) else None
 
     def _known(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:

@@ -45,11 +45,16 @@ class Backend:
     weights : {"int8"}, optional
         Compress the weights to eight bits for OpenVINO, through nncf; the arithmetic keeps its
         precision. They take half of the room of bf16, and the pictures change a little.
-    static_shapes : bool
-        Compile for the shapes of each call instead of once for all shapes, as NPUs need it, and
-        keep the four most recently used. Every new size, batch or number of tokens compiles.
+    static_shapes : bool, optional
+        Compile for the shapes of each call instead of once for all shapes, and keep the four most
+        recently used. Every new size, batch or number of tokens compiles. By default on a GPU or
+        NPU. An NPU takes nothing else. A GPU does, but OpenVINO then begins with kernels for any
+        shape and exchanges them for faster ones when these are compiled, some runs later: the
+        second picture is not the first one again.
     properties : mapping
-        Further properties for ``openvino.Core.compile_model``, by their names.
+        Further properties for ``openvino.Core.compile_model``, by their names. An ``"AUTO"`` device
+        is told ``ENABLE_STARTUP_FALLBACK=False`` unless they say otherwise, for it would run the
+        first steps on another device than the others.
 
     Raises
     ------
@@ -62,7 +67,7 @@ class Backend:
     device: str = "CPU"
     precision: Precision = "auto"
     weights: Literal["int8"] | None = None
-    static_shapes: bool = False
+    static_shapes: bool | None = None
     properties: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,7 +133,7 @@ class Backend:
 
 
 def resolve(backend: Backend, component: str) -> Backend:
-    """``backend`` with its precision settled for ``component``, checked against this machine.
+    """``backend`` with nothing left open for ``component``, checked against this machine.
 
     Raises
     ------
@@ -145,6 +150,9 @@ def resolve(backend: Backend, component: str) -> Backend:
             name="nncf",
         )
     capabilities = _device_capabilities(backend.device)
+    if backend.static_shapes is None:
+        static = any(name.startswith(("GPU", "NPU")) for name in may_run_on(backend.device))
+        backend = dataclasses.replace(backend, static_shapes=static)
     if backend.precision == "auto":
         return dataclasses.replace(
             backend, precision=_native_precision(backend.device, capabilities, component)
@@ -171,6 +179,19 @@ def device_properties(device: str) -> dict[str, Any]:
         with contextlib.suppress(RuntimeError, TypeError):
             found[str(name)] = core().get_property(device, name)
     return found
+
+
+def may_run_on(device: str) -> list[str]:
+    """The devices that ``device`` can run on: itself, or those that a virtual one is over."""
+    name, _, members = device.partition(":")
+    if name not in _VIRTUAL_DEVICES:
+        return [device]
+    given = [member for member in members.split(",") if member]
+    left_out = {member[1:] for member in given if member.startswith("-")}
+    named = [member for member in given if not member.startswith("-")]
+    return named or [
+        one for one in core().available_devices if not left_out & {one, one.partition(".")[0]}
+    ]
 
 
 def torch_dtype(precision: str) -> torch.dtype:
