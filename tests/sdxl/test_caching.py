@@ -143,6 +143,23 @@ def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
     assert len(compiles) == 1
 
 
+def test_another_driver_compiles_anew(folder, monkeypatch):
+    drawn(cache=folder)
+    facts = compiled._device_facts("CPU")
+    # If this fails OpenVINO has another name for what it compares; a GPU's driver is in it.
+    assert facts["COMPILED_MODEL_RUNTIME_PROPERTIES"].startswith("{OV_VERSION:")
+    names = []
+    works = compiled._compiled
+    monkeypatch.setattr(
+        compiled, "_compiled", lambda name, *given: names.append(name) or works(name, *given)
+    )
+    assert opened(ovtensor.tiny_sdxl_path(), folder) == HIT
+    assert not names
+    monkeypatch.setattr(compiled, "_device_facts", lambda _: facts | {"DRIVER_VERSION": "another"})
+    assert opened(ovtensor.tiny_sdxl_path(), folder) == HIT
+    assert set(names) >= {"unet", "vae_decoder", "text_encoder", "text_encoder_2"}
+
+
 def lent_states(pipe, folder) -> str:
     with ovtensor.split_backends(pipe, unet=F32, cache=folder) as split:
         return states(split)["unet"]

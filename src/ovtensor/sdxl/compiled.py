@@ -39,6 +39,8 @@ BLOB = "compiled.blob"
 # Goes up when the same weights are written as another model, so that caches start anew.
 FORMAT = 6
 
+_RUNTIME = "COMPILED_MODEL_RUNTIME_PROPERTIES"
+
 # How many shapes a model of static shapes stays compiled for: two sizes with and without guidance.
 STATIC_SHAPES = 4
 
@@ -328,9 +330,14 @@ def _writes_blobs(device: str) -> bool:
 def _device_facts(device: str) -> dict[str, str]:
     """What tells a device and its driver from others, as far as it says so."""
     told = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION", "UUID")
-    return {
+    facts = {
         key: str(value) for key, value in device_properties(device).items() if key.endswith(told)
     }
+    if facts:
+        # No public property has a GPU's driver. This is what OpenVINO compares when it imports.
+        with contextlib.suppress(RuntimeError):
+            facts[_RUNTIME] = str(core().get_property(device, _RUNTIME))
+    return facts
 
 
 def demand_device(name: str, compiled: ov.CompiledModel, backend: Backend) -> None:
