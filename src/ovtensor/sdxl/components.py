@@ -96,8 +96,11 @@ class Builder:
         if source.in_memory(dtype, loras):
             _release_if_large(name, module)
         self._precisions[name] = _NAMES.get(dtype, str(dtype))
+        narrow = dtype != torch.float32
         convertible = name != "vae" or hasattr(module, "post_quant_conv")
-        if dtype == (torch.float32 if name == "vae" else interface) or not convertible:
+        # A VAE that is not in float32 needs another one to fall back to.
+        fits = dtype == interface and not (name == "vae" and narrow)
+        if fits or not convertible:
             stats = _stats_of(module)
             self._stats[name].append(lambda: stats)
             return guarded_vae(module, self._events) if name == "vae" else module
@@ -105,7 +108,7 @@ class Builder:
         def eager(make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
             return TorchRunner(make(source.load(torch.float32, loras) if in_f32 else module))
 
-        return self._stand_in(name, plain(original), interface, eager, True, encodes)
+        return self._stand_in(name, plain(original), interface, eager, narrow, encodes)
 
     def report(self) -> Report:
         """What each component runs on and what it has cost, in the pipeline's order."""

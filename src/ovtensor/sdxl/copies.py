@@ -25,6 +25,22 @@ def shallow_copy(module: Any, **replaced: torch.nn.Module | None) -> Any:
     return copied
 
 
+def not_offloaded(module: Any) -> Any:
+    """``module``, or a shallow copy of one that accelerate moves to a device for its calls."""
+    attributes = vars(module)
+    if "_hf_hook" not in attributes:
+        return module
+    from accelerate.hooks import CpuOffload
+
+    forward = getattr(attributes.get("_old_forward"), "__func__", None)
+    if type(attributes["_hf_hook"]) is not CpuOffload or forward is not type(module).forward:
+        return module
+    copied = copy.copy(module)
+    for name in ("_hf_hook", "_old_forward", "forward"):
+        del copied.__dict__[name]
+    return copied
+
+
 def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
     """``module`` itself if it has the dtype already, else a copy of it and of all within.
 
@@ -42,12 +58,18 @@ def with_dtype(module: Any, dtype: torch.dtype, *, own: bool = False) -> Any:
 
 
 def detached(module: Any) -> Any:
-    """A copy of a module and all within, in evaluation mode, without gradients or torch.compile.
+    """A copy of a module and all within, on the CPU, without gradients or torch.compile.
 
-    It shares the memory of every tensor, and may be altered: its layers are its own.
+    It is in evaluation mode, shares the memory of every tensor that is on the CPU, and may be
+    altered: its layers are its own.
     """
-    known = _replaced(module, lambda tensor: tensor.detach() if tensor.requires_grad else tensor)
-    return _copied(module, known).eval()
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type not in ("cpu", "meta"):
+            return tensor.detach().cpu()
+        return tensor.detach() if tensor.requires_grad else tensor
+
+    return _copied(module, _replaced(module, change)).eval()
 
 
 def _replaced(

@@ -61,8 +61,9 @@ class TorchRunner:
         module = self._module
         if module is None:
             raise closed_error(self.name)
+        device = next(module.parameters()).device
         with torch.no_grad():
-            outputs: tuple[torch.Tensor, ...] = module(*inputs)
+            outputs: tuple[torch.Tensor, ...] = module(*(one.to(device) for one in inputs))
         with self._counting:
             self.stats.inferences += 1
         return outputs

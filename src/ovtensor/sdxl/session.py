@@ -177,6 +177,7 @@ class Session(Generic[Pipe]):
             self._builder = builder = components.Builder(
                 self._backends, sources, loras, opener, self._events, undo
             )
+            undo.callback(pipe.maybe_free_model_hooks)  # when the components are back
             for name in sources:
                 original = getattr(pipe, name)
                 # What surrounds the components computes in float32 in a pipeline that is ours; in
@@ -188,6 +189,8 @@ class Session(Generic[Pipe]):
                     if not owned:
                         undo.callback(setattr, pipe, name, original)
                 del original, stand_in  # so that an owned component's torch weights can go at once
+            # Stand-ins take part in offloading, as after each call of the pipeline.
+            pipe.maybe_free_model_hooks()
         give_back(collect=False)  # what imports and opening have freed
         return pipe
 
@@ -281,7 +284,8 @@ def _demand_values(name: str, module: torch.nn.Module) -> None:
     for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if not (info := describe(tensor)).has_data:
             raise DatalessTensorError(
-                f"the {name}'s {key}, {info}, has no values to convert: {info.reason}"
+                f"the {name}'s {key}, {info}, has no values to convert: {info.reason}; those of a "
+                f"pipeline with sequential offloading come back with its remove_all_hooks()"
             )
 
 

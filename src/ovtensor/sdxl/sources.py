@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ovtensor._host import qualified_name
 from ovtensor.errors import ModelError
 from ovtensor.sdxl.adapters import has_adapters, merge_adapters
-from ovtensor.sdxl.copies import with_dtype
+from ovtensor.sdxl.copies import not_offloaded, with_dtype
 from ovtensor.sdxl.folders import WEIGHTS, variant_of
 from ovtensor.sdxl.identity import config_of, plain, structure, told
 from ovtensor.sdxl.spec import HALVES
@@ -180,7 +180,7 @@ class ModuleSource:
         self, name: str, module: Any, *, owned: bool, folder: FolderSource | None = None
     ) -> None:
         self._name = name
-        self._module = plain(module)
+        self._module = not_offloaded(plain(module))
         self._owned = owned
         self._folder = folder
 

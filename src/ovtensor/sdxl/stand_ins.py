@@ -32,15 +32,23 @@ _ARGUMENT = {"unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
 
 
 class _Elsewhere(torch.nn.Module):
-    """A module without weights, whose results a runner makes."""
+    """A module without weights, whose results a runner makes.
 
-    def __init__(self, runner: Runner) -> None:
+    They arrive where the inputs are. A pipeline puts its inputs on the device of its first module:
+    so this one tells that of the module in whose place it is, or where it was moved.
+    """
+
+    def __init__(self, runner: Runner, device: torch.device) -> None:
         super().__init__()
         self.runner = runner
+        # diffusers reads device and dtype off a model's tensors, accelerate off its parameters,
+        # and this is the only one left.
+        self.place = _nothing_on("cpu" if device.type == "meta" else device)
         self.eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> _Elsewhere:  # noqa: ARG002
         # There are no weights to move: `.to()` changes neither where nor in what this computes.
+        self.place = _nothing_on(fn(self.place).device)
         return self
 
     def __getattr__(self, attribute: str) -> Any:
@@ -57,18 +65,22 @@ class _Elsewhere(torch.nn.Module):
             ) from error
 
 
+def _nothing_on(device: torch.device | str) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty(0, device=device), requires_grad=False)
+
+
 class _StandIn(_Elsewhere):
     """For a whole component: with the original's config, and the dtype that the pipeline sees."""
 
-    def __init__(self, runner: Runner, config: Any, dtype: torch.dtype) -> None:
-        super().__init__(runner)
-        self.config = config
+    def __init__(self, runner: Runner, original: Any, dtype: torch.dtype) -> None:
+        super().__init__(runner, original.device)
+        self.config = original.config
         self.dtype = dtype
 
     @property
     def device(self) -> torch.device:
-        """Where results arrive unless the inputs were elsewhere."""
-        return torch.device("cpu")
+        """Where a pipeline is to compute what it computes itself."""
+        return self.place.device
 
     def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
         """Refuse: the weights are not here."""
@@ -79,7 +91,7 @@ class UNetStandIn(_StandIn):
     """In place of ``UNet2DConditionModel``."""
 
     def __init__(self, runner: Runner, unet: Any, dtype: torch.dtype) -> None:
-        super().__init__(runner, unet.config, dtype)
+        super().__init__(runner, unet, dtype)
         self.time_proj, self.add_time_proj = unet.time_proj, unet.add_time_proj  # no weights
         # Pipelines check the length of their size conditioning against this layer.
         self.add_embedding = torch.nn.Module()
@@ -131,7 +143,7 @@ class TextEncoderStandIn(_StandIn):
     """In place of ``CLIPTextModel`` and ``CLIPTextModelWithProjection``."""
 
     def __init__(self, runner: Runner, text_encoder: Any, dtype: torch.dtype) -> None:
-        super().__init__(runner, text_encoder.config, dtype)
+        super().__init__(runner, text_encoder, dtype)
         self._projects = hasattr(text_encoder, "text_projection")
 
     def forward(
@@ -166,11 +178,6 @@ class TextEncoderStandIn(_StandIn):
 
 class _ConvolutionsStandIn(_Elsewhere):
     """In place of a VAE's encoder or decoder together with its 1x1 convolution."""
-
-    def __init__(self, runner: Runner) -> None:
-        super().__init__(runner)
-        # diffusers reads a model's dtype off its tensors, and this is the only one left.
-        self.register_buffer("interface_dtype", torch.empty(0), persistent=False)
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         return _convolved(self.runner, sample)
@@ -226,10 +233,10 @@ def vae_stand_in(
     replaced: dict[str, torch.nn.Module | None] = {
         name: torch.nn.Identity() for name, _ in vae.named_children()
     }
-    replaced["encoder"] = _ConvolutionsStandIn(encoder)
+    replaced["encoder"] = _ConvolutionsStandIn(encoder, vae.device)
     decode = functools.partial(_convolved, decoder)
     replaced["decoder"] = _with_forward(
-        _ConvolutionsStandIn(decoder), _guarded(decode, in_f32, events)
+        _ConvolutionsStandIn(decoder, vae.device), _guarded(decode, in_f32, events)
     )
     stand_in = shallow_copy(vae, **replaced)
 
