@@ -87,7 +87,7 @@ def test_sequential_offloading_has_to_be_taken_back(eager_pictures):
     pipe = load()
     pipe.enable_sequential_cpu_offload(device="cpu")
     session = ovtensor.split_backends(pipe, unet=F32, progress=False)
-    with pytest.raises(DatalessTensorError, match=r"come back with its remove_all_hooks\(\)"):
+    with pytest.raises(DatalessTensorError, match=r"remove_all_hooks\(\) brings back"):
         session.__enter__()
     pipe.remove_all_hooks()
     with ovtensor.split_backends(pipe, unet=F32, progress=False) as split:

@@ -283,9 +283,10 @@ def _modules(pipe: Any) -> dict[str, Any]:
 def _demand_values(name: str, module: torch.nn.Module) -> None:
     for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if not (info := describe(tensor)).has_data:
+            offloaded = "; the pipeline's remove_all_hooks() brings back what is offloaded"
             raise DatalessTensorError(
-                f"the {name}'s {key}, {info}, has no values to convert: {info.reason}; those of a "
-                f"pipeline with sequential offloading come back with its remove_all_hooks()"
+                f"the {name}'s {key}, {info}, has no values to convert: {info.reason}"
+                + offloaded * tensor.is_meta
             )
 
 
