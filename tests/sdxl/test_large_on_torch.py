@@ -79,7 +79,7 @@ _MEMORY = """
 def test_they_take_no_memory_that_cannot_be_dropped(tmp_path):
     size, in_memory, in_file, equal = numbers(_MEMORY, 4, tmp_path)
     assert size > 50 * 2**20
-    assert in_memory - in_file > 0.85 * size  # 0.89 to 1.0 were seen
+    assert in_memory - in_file > size / 2  # 0.84 to 1.0 were seen, 0.2 if nothing moves
     assert equal
 
 

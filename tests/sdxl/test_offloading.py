@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import CpuOffload
+from accelerate.hooks import CpuOffload, ModelHook, add_hook_to_module
 
 import ovtensor
 from ovtensor import Backend
@@ -81,6 +81,8 @@ def test_what_is_no_offloading_stays(offloaded):
     assert not_offloaded(unet) is unet
     linear = torch.nn.Linear(1, 1)
     assert not_offloaded(linear) is linear
+    hooked = add_hook_to_module(linear, ModelHook())  # which may compute something
+    assert not_offloaded(hooked) is hooked
 
 
 def test_sequential_offloading_has_to_be_taken_back(eager_pictures):
