@@ -45,7 +45,7 @@ def test_each_component_on_openvino(component, offloaded, eager_pictures, tmp_pa
             assert {row.cache for row in pipe.ovtensor.report()} == {state, "off"}
         assert {name: getattr(offloaded, name) for name in COMPONENTS} == modules
         assert hooks(offloaded) == [CpuOffload] * 4
-        assert offloaded.vae._hf_hook.prev_module_hook.model is offloaded.unet
+        assert offloaded.unet._hf_hook.prev_module_hook.model is offloaded.text_encoder_2
         np.testing.assert_array_equal(draw(offloaded, SCENES[0]), eager_pictures[0])
 
 
