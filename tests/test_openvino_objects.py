@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import openvino as ov
@@ -283,16 +284,25 @@ def test_remote_tensors_have_what_the_route_asks():
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_remote_tensors(name):
-    x, _ = tensor(name, (2, 8))
-    found = ROUTE.read(Remote(x))
+def test_remote_tensors(name, monkeypatch):
+    x, _ = tensor(name, (3, 7))
+    made = []
+
+    def recorded(*given):
+        made.append(ov.Tensor(*given))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_, "openvino", SimpleNamespace(Tensor=recorded))
+        found = ROUTE.read(Remote(x))
+    assert {target.byte_size for target in made} == {x.byte_size}  # wider ones may not fit
     assert found.element is BY_OPENVINO[name]
     assert found.memory is Memory.FRESH
     with pytest.raises(ConversionError, match="copy=False"):
         ovtensor.to_numpy(found, copy=False)
     np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
     info = ROUTE.describe(Remote(x))
-    assert (info.shape, info.device) == ((2, 8), "GPU.0")
+    assert (info.shape, info.device) == ((3, 7), "GPU.0")
     assert (info.has_data, info.zero_copy) == (True, False)
 
 
@@ -305,6 +315,38 @@ def test_remote_tensors_that_cannot_be_told():
     ):
         with pytest.raises(ConversionError, match=f"{text}.*{advice}"):
             ROUTE.read(made(x))
+
+
+class Unreadable:
+    """An ``openvino.Tensor`` as a request hands it out for a remote tensor."""
+
+    def __init__(self, source):
+        self.element_type, self.shape, self.source = source.element_type, source.shape, source
+        self.size, self.byte_size = source.size, source.byte_size
+
+    @property
+    def data(self):
+        raise RuntimeError("Not Implemented")
+
+    def copy_to(self, target):
+        if self.source is None:
+            raise RuntimeError("the device is lost")
+        self.source.copy_to(target)
+
+
+@pytest.mark.parametrize("name", ["f32", "bf16", "u4"])
+def test_tensors_without_data(name):
+    x, _ = tensor(name, (2, 8))
+    unreadable = Unreadable(x)
+    assert openvino_.ROUTE.quick(unreadable) is None
+    found = openvino_.ROUTE.read(unreadable)
+    assert found.memory is Memory.FRESH
+    np.testing.assert_array_equal(ovtensor.to_numpy(found), ovtensor.to_numpy(x))
+    info = openvino_.ROUTE.describe(unreadable)
+    assert (info.shape, info.device, info.zero_copy) == ((2, 8), None, False)
+    unreadable.source = None
+    with pytest.raises(ConversionError, match=r"not in host memory .*the device is lost"):
+        openvino_.ROUTE.read(unreadable)
 
 
 def test_what_openvino_itself_gets_wrong_is_still_so():

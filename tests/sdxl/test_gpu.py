@@ -49,7 +49,7 @@ def test_a_component_computes_what_torch_does(component, expected):
         assert row.execution_devices == ("GPU.0",)
         assert row.inferences > 0
     # measured 5e-5 for the UNet; torch's and OpenVINO's sums are in other orders
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_every_run_is_the_first_one():

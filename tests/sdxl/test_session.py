@@ -288,8 +288,8 @@ def test_a_vae_in_float32_takes_the_latents_of_a_narrow_pipeline(dtype):
         mean = pipe.vae.encode(torch.zeros(1, 3, 64, 64, dtype=dtype)).latent_dist.mean
         assert mean.dtype == torch.float32
     assert own.vae.dtype == dtype
-    # diffusers widens the latents of float16 before it scales them; bfloat16 is some levels off.
-    assert np.abs(found - expected).max() <= (1 if dtype == torch.float16 else 4)
+    # diffusers widens the latents of float16 before it scales them; bfloat16 was two levels off.
+    assert np.abs(found - expected).max() <= (1 if dtype == torch.float16 else 3)
 
 
 def test_after_releasing_its_weights_a_pipeline_draws_the_same(eager_pictures):

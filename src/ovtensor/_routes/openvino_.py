@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import openvino
 
 from ovtensor._dtypes import BY_OPENVINO, ElementType
 from ovtensor._host import HostArray, Memory, TensorInfo, qualified_name
-from ovtensor._packed import unpack
+from ovtensor._packed import packed_size, unpack
 from ovtensor.errors import ConversionError
 
 __all__ = ["ROUTE", "read_remote", "read_tensor", "shares"]
@@ -81,12 +82,11 @@ def read_remote(x: Any) -> HostArray:
     """
     taken = []
     refusal = "no element type gives its size in bytes"
+    count = math.prod(x.get_shape())
     for kind, element in _ELEMENT.items():
-        if element.bits == 0:
+        if element.bits == 0 or packed_size(count, element.bits) != x.get_byte_size():
             continue
         target = openvino.Tensor(kind, x.get_shape())
-        if target.byte_size != x.get_byte_size():
-            continue
         try:
             x.copy_to(target)
         except RuntimeError as error:
