@@ -69,6 +69,15 @@ def test_a_lent_pipeline_is_moved(split, eager_pictures):
             assert levels(draw(pipe, SCENES[0]), eager_pictures[0]) <= 2
 
 
+def test_weights_in_another_precision_stay_where_they_are():
+    """They are no part of the pipeline, which takes along what it has."""
+    bf16 = TORCH | {"unet": Backend("torch", precision="bf16")}
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **bf16, progress=False) as pipe:
+        expected = draw(pipe, SCENES[0], num_inference_steps=4)
+        pipe.to(DEVICE)
+        assert levels(draw(pipe, SCENES[0], num_inference_steps=4), expected) <= 8  # 6 were seen
+
+
 def test_pictures_are_encoded():
     own = StableDiffusionXLImg2ImgPipeline.from_pipe(load().to(DEVICE))
     options = {"image": torch.zeros(1, 3, 64, 64), "strength": 0.6, "num_inference_steps": 5}
