@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch._C import _is_tracing
 from torch._C import _len_torch_dispatch_stack as _dispatch_modes
-from torch.fx import _symbolic_trace
+from torch._C import _len_torch_function_stack as _function_modes
 
 from ovtensor._dtypes import BY_NAME, BY_TORCH
 from ovtensor._host import HostArray, Memory, TensorInfo, pinned, qualified_name
@@ -95,16 +95,12 @@ def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, A
     and after: whether a mode or a trace is active, and whether the storage has what the tensor
     spans. A tensor that torch finds no address for (freed, functional, or captured under a
     transform that makes it so) is told by the array: NumPy then allocates memory of its own.
-    Each question costs a tenth of what ``Tensor.numpy`` does, so none is asked twice.
+    What make_fx traces ahead of dispatch is told by a function mode alone. Each question costs a
+    tenth of what ``Tensor.numpy`` does, so none is asked twice.
     """
 
     def quick(x: Any, /) -> np.ndarray[Any, Any] | None:
-        if (
-            _is_dynamo_compiling()
-            or _dispatch_modes()
-            or _is_tracing()
-            or _symbolic_trace._is_fx_tracing_flag  # noqa: SLF001  pre-dispatch make_fx has no mode
-        ):
+        if _is_dynamo_compiling() or _function_modes() or _dispatch_modes() or _is_tracing():
             return None
         try:
             array: np.ndarray[Any, Any] = numpy(x)
