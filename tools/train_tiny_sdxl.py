@@ -28,6 +28,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
@@ -311,6 +312,12 @@ def export(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
         content = json.loads(config.read_text(encoding="utf-8"))
         content["dtype"] = "float32"
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # As in published checkpoints, which every transformers reads; newer ones save shorter names.
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {
+        f"text_model.{n.removeprefix('text_model.')}": t for n, t in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
 
 
 def main() -> int:

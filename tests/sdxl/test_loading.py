@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ovtensor
 from ovtensor import Backend
@@ -34,6 +34,12 @@ def hub(tmp_path, monkeypatch):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_the_embedded_model_has_the_names_that_every_transformers_reads(name):
+    names = load_file(f"{ovtensor.tiny_sdxl_path()}/{name}/model.safetensors")
+    assert {name.partition(".")[0] for name in names} <= {"text_model", "text_projection"}
 
 
 def test_a_hub_id(hub, eager_pictures, converted):
