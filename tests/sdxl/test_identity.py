@@ -19,6 +19,19 @@ from ovtensor.sdxl.identity import UndescribedError, structure
 from sdxl_scenes import load
 
 
+def test_what_torch_compile_wraps_is_found_inside():
+    from torch._dynamo.external_utils import wrap_inline
+
+    layer = torch.nn.Linear(2, 2)
+    assert identity.plain(torch.compile(layer, backend="eager")) is layer
+    for method in (layer.forward, layer):
+        assert identity.plain(method) is method
+    for method in (layer.forward, layer._call_impl):
+        assert identity.plain(torch.compile(method, backend="eager")) == method
+        # As torch 2.15 does by itself.
+        assert identity.plain(torch.compile(wrap_inline(method), backend="eager")) == method
+
+
 @pytest.fixture(scope="module")
 def pipe():
     return load()

@@ -48,8 +48,12 @@ def plain(module: Any) -> Any:
 
     What is set on a wrapped module is set on the one inside, also through a shallow copy of it.
     """
+    if isinstance(module, torch.nn.Module):
+        return getattr(module, "_orig_mod", module)
     inner = getattr(module, "_torchdynamo_orig_callable", module)
-    return getattr(module, "_orig_mod", inner) if isinstance(module, torch.nn.Module) else inner
+    if getattr(inner, "__globals__", {}).get("__name__") == "torch._dynamo.external_utils":
+        return inner.__wrapped__  # torch 2.15 wraps a method twice
+    return inner
 
 
 def altered(part: torch.nn.Module) -> bool:
