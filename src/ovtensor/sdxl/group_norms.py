@@ -12,6 +12,7 @@ deviation would move the result in bfloat16; the second term makes up for it.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,19 @@ from ovtensor._convert import to_numpy
 if TYPE_CHECKING:
     from pathlib import Path
 
+_release = re.match(r"(\d+)\.(\d+)\.", ov.get_version())  # builds of one's own have none
+# Older ones cannot run what averages over a group in float32, in a model of bfloat16.
+HOLD_IN_BFLOAT16 = _release is None or tuple(map(int, _release.groups())) >= (2026, 4)
 # What nodes are called that are computed in float32, whatever the others are computed in.
 _PRECISE = "ovtensor.precise/"
 _BEYOND = 3e38
 
 
 def sum_by_channel(model: ov.Model) -> None:
-    """Replace the group norms of pictures; once it is saved, :func:`keep_precise` has to follow."""
+    """Replace the group norms of pictures; once it is saved, :func:`keep_precise` has to follow.
+
+    In bfloat16 OpenVINO runs the result only if the sums `HOLD_IN_BFLOAT16`.
+    """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "GroupNormalization":
             picture, *parameters = node.input_values()

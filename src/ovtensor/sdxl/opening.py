@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ovtensor._memory import give_back
 from ovtensor.cache import ScratchStore, Store
 from ovtensor.errors import CacheWarning, ModelError
-from ovtensor.sdxl import mapped
+from ovtensor.sdxl import group_norms, mapped
 from ovtensor.sdxl.compiled import FORMAT, Compiled, find_compiled
 from ovtensor.sdxl.identity import UndescribedError, versions
 from ovtensor.sdxl.runners import OpenVINORunner
@@ -273,8 +273,12 @@ class _Found:
 def _is_tuned(graph: str, backend: Backend) -> bool:
     # In float16 the norms' sums lose more than torch's do: ten times as much where a mean is 300
     # times the deviation.
-    sums_hold = backend.precision in ("f32", "bf16")
-    return graph in ("vae_encoder", "vae_decoder") and backend.device == "CPU" and sums_hold
+    sums_hold = {"f32": True, "bf16": group_norms.HOLD_IN_BFLOAT16, "f16": False}
+    return (
+        graph in ("vae_encoder", "vae_decoder")
+        and backend.device == "CPU"
+        and sums_hold[backend.precision]
+    )
 
 
 def _rounds(backend: Backend) -> bool:
