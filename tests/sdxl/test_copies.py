@@ -42,9 +42,8 @@ def test_nobody_sees_a_conversion_in_the_callers_modules(precision, large, monke
     pipe = load()
     pipe.unet.train()
     pipe.vae.decoder.mid_block.train()
-    norm = [part for part in pipe.text_encoder.modules() if isinstance(part, torch.nn.LayerNorm)][
-        -1
-    ]
+    parts = pipe.text_encoder.modules()
+    *_, norm = (part for part in parts if isinstance(part, torch.nn.LayerNorm))
     norm.requires_grad_(False)
     pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
     pipe.unet.conv_out.compile(backend="eager")
