@@ -94,8 +94,7 @@ def test_nothing_is_a_view(pair):
 
 @pytest.mark.parametrize("name", BY_TORCH)
 def test_every_element_type(name):
-    if (dtype := getattr(torch, name, None)) is None:
-        pytest.skip(f"this torch has no {name}")
+    dtype = getattr(torch, name)
     bits = torch.arange(256, dtype=torch.uint8)
     bits = bits[:2] if dtype is torch.bool else bits
     here = bits.view(dtype)

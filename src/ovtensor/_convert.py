@@ -236,7 +236,7 @@ def _to_openvino(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> ope
     target = found.element if dtype is None else element_of(dtype)
     if dtype is None and target.openvino is None:
         target = BY_NAME[target.default]
-    if target.openvino is None or not hasattr(openvino.Type, target.openvino):
+    if target.openvino is None:
         raise ConversionError(
             f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
             "or split complex numbers into a last axis of two"
@@ -309,7 +309,7 @@ def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.
 
 
 def _torch_dtype(torch: Any, element: ElementType) -> Any:
-    return getattr(torch, element.torch, None) if element.torch is not None else None
+    return getattr(torch, element.torch) if element.torch is not None else None
 
 
 def _unmasked(x: Any, found: HostArray) -> HostArray:

@@ -96,6 +96,17 @@ def test_in_bfloat16_it_is_as_exact_as_torch(ratio, tmp_path):
     assert np.abs(result - right).mean() < 1.1 * np.abs(rounded - right).mean()
 
 
+@needs_bf16
+def test_it_is_known_which_releases_of_openvino_run_it_in_bfloat16(tmp_path):
+    """Else the two tests that ask for it would be skipped, and the sums left out, unnoticed."""
+    runs = True
+    try:
+        computed(converted(Normed()), torch.randn(1, 4, 8, 8), tmp_path, "bf16")
+    except RuntimeError:
+        runs = False
+    assert runs is group_norms.HOLD_IN_BFLOAT16
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0, 5.1, 100.1, -4096.0])
 def test_equal_values_give_the_shift(value, tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.GroupNorm(2, 4, eps=1e-6))

@@ -127,11 +127,7 @@ def _copied_here(x: Any) -> openvino.Tensor:
 
 
 # Types compare and hash by value; asking them for their name is slower.
-_ELEMENT = {
-    getattr(openvino.Type, name): row
-    for name, row in BY_OPENVINO.items()
-    if hasattr(openvino.Type, name)
-}
+_ELEMENT = {getattr(openvino.Type, name): row for name, row in BY_OPENVINO.items()}
 # OpenVINO shows bfloat16 as float16, and float8 and packed elements as bytes.
 _UNMISTAKABLE = frozenset(
     row.carrier

@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 
-_ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items() if hasattr(torch, name)}
+_ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items()}
 # How NumPy sees the memory of each type; halves of a complex32 are float16.
 _TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
-_FLOAT4 = getattr(torch, "float4_e2m1fn_x2", None)
 _CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
@@ -173,7 +172,7 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
     if x.dtype is torch.complex32:
         values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
         return HostArray(_signed(x, values), BY_NAME["complex64"], Memory.FRESH)
-    if x.dtype is _FLOAT4:
+    if x.dtype is torch.float4_e2m1fn_x2:
         element = BY_NAME["float4_e2m1fn"]
         shape = (*memory.shape[:-1], 2 * memory.shape[-1])
         return HostArray(
@@ -204,7 +203,7 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
             (*size, 2),
             (*strides, 2),
         )
-    elif x.dtype is _FLOAT4:
+    elif x.dtype is torch.float4_e2m1fn_x2:
         typestr = "|u1"
     elif x.dtype in _TYPESTR:
         typestr = _TYPESTR[x.dtype]

@@ -52,7 +52,7 @@ def plain(module: Any) -> Any:
         return getattr(module, "_orig_mod", module)
     inner = getattr(module, "_torchdynamo_orig_callable", module)
     if getattr(inner, "__globals__", {}).get("__name__") == "torch._dynamo.external_utils":
-        return inner.__wrapped__  # torch 2.15 wraps a method twice
+        return inner.__wrapped__  # torch 2.15 wraps a method twice; what others wrap computes
     return inner
 
 
