@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
 import ovtensor
+from ovtensor.sdxl import identity
 from sdxl_scenes import SCENES, draw, load
 
 
@@ -53,3 +56,20 @@ def refiner(eager_pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refiner")
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_metadata(monkeypatch):
+    """Packages that were bundled without their metadata; nothing read before or here stays."""
+
+    def absent(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    def forget():
+        identity._version.cache_clear()
+        identity._version_of.cache_clear()
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    forget()
+    yield
+    forget()

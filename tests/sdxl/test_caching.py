@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 import threading
@@ -399,12 +398,9 @@ def test_a_damaged_entry_that_is_opened_ahead_is_told_of_once(action, tmp_path, 
     assert len([one for one in told if one.category is CacheWarning]) == 1
 
 
-def test_versions_of_packages_that_were_bundled_without_metadata(monkeypatch):
-    def missing(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
+def test_versions_of_packages_that_were_bundled_without_metadata(request):
     told = versions()
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    request.getfixturevalue("no_metadata")
     bare = versions()
     assert bare.keys() == told.keys()
     assert bare["ovtensor"] == ovtensor.__version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 
 import pytest
@@ -210,15 +209,8 @@ def test_a_folder_is_not_cached_with_somebodys_code(tmp_path, monkeypatch):
             assert pipe.ovtensor.report().to_dict()["unet"]["cache"] == state
 
 
-def test_packages_that_were_bundled_without_metadata_have_versions(pipe, monkeypatch):
-    def absent(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", absent)
+@pytest.mark.usefixtures("no_metadata")
+def test_packages_that_were_bundled_without_metadata_have_versions(pipe):
     for module, version in [("torch.nn", torch.__version__), ("__main__", None)]:
-        assert identity._version_of.__wrapped__(module) == version
-    identity._version_of.cache_clear()
-    try:
-        structure(pipe.unet)
-    finally:
-        identity._version_of.cache_clear()
+        assert identity._version_of(module) == version
+    structure(pipe.unet)

@@ -102,7 +102,11 @@ class CacheFolder:
         return True
 
     def new_part(self, key: str) -> Path:
-        """Make an empty folder to write an entry into. The caller holds its lock."""
+        """Make an empty folder to write an entry into. The caller holds its lock.
+
+        What builders left who were killed meanwhile goes.
+        """
+        self.in_use(key)
         for left in self._writing.glob(f"{key}.*"):
             remove(left)
         part = self._writing / f"{key}.{os.urandom(8).hex()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,9 @@ def problems(folder: CacheFolder) -> dict[str, str]:
 
 def prune(folder: CacheFolder, max_bytes: int) -> list[CachedModel]:
     """Remove what was used least recently and is not in use, until the rest is small enough."""
+    # Each entry that is closed leads here: so manifests and locks wait until something has to go.
+    if _total(folder) <= max_bytes:
+        return []
     entries = inventory(folder)
     total = sum(entry.size for entry in entries)
     removed = []
@@ -87,7 +91,7 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
     path = folder.entry(key)
     manifest, problem = None, None
     try:
-        size = sum(file.lstat().st_size for file in _files(path))
+        size = _size(path)
         try:
             manifest = Manifest.read(path)
         except BrokenEntryError as error:
@@ -106,5 +110,15 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
         return None
 
 
-def _files(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() and not path.is_symlink() else [path]
+def _total(folder: CacheFolder) -> int:
+    total = 0
+    for key in folder.keys():  # noqa: SIM118
+        with contextlib.suppress(FileNotFoundError):  # it was taken away meanwhile
+            total += _size(folder.entry(key))
+    return total
+
+
+def _size(path: Path) -> int:
+    """Bytes of an entry's files."""
+    files = path.iterdir() if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files)

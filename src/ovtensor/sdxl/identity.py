@@ -108,6 +108,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: _version(package) for package in (*_ALWAYS, *packages)}
 
 
+@functools.cache  # each package's metadata takes 2 ms to read
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
