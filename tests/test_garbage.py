@@ -24,13 +24,17 @@ def _nothing_pending():
 
 def test_what_is_made_meanwhile_is_not_looked_through_afterwards():
     looked: list[str] = []
-    gc.callbacks.append(lambda phase, _: looked.append(phase))
+
+    def look(phase, _):
+        looked.append(phase)
+
+    gc.callbacks.append(look)
     try:
         with uncollected():
             made = [[number] for number in range(100_000)]
         count = len(looked)
     finally:
-        gc.callbacks.pop()
+        gc.callbacks.remove(look)
     assert count == 0
     young = {id(one) for one in gc.get_objects(generation=0)}
     assert not young.intersection(map(id, made))
