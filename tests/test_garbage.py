@@ -18,7 +18,8 @@ class Ring:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_pending():
+def _nothing_frozen_or_pending():
+    gc.unfreeze()
     gc.collect()
 
 

@@ -13,6 +13,7 @@ import pytest
 import ovtensor
 from cache_entries import FACTS, Builder, left_overs
 from ovtensor.cache import ModelCache, ScratchStore, store_of
+from ovtensor.cache.folder import CacheFolder
 from ovtensor.errors import CacheWarning, InputError
 
 
@@ -336,6 +337,15 @@ def test_an_entry_in_use_does_not_go(tmp_path, build):
             assert [entry.in_use for entry in cache.entries()] == [True, True]
             assert ModelCache(cache.path).clear() == []
     assert len(cache.entries()) == 1
+
+
+def test_an_entry_that_goes_while_sizes_are_looked_at(cache, build, monkeypatch):
+    with cache.open(FACTS, build) as entry:
+        pass
+    gone = "0" * len(entry.key)
+    monkeypatch.setattr(CacheFolder, "keys", lambda _: [gone, entry.key])
+    assert cache.prune(10**9) == []
+    assert [one.key for one in cache.prune(0)] == [entry.key]
 
 
 def test_an_entry_beyond_the_bound_works_and_goes(tmp_path, build):
