@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,3 +54,66 @@ def need() -> Any:
             return pytest.importorskip(module or package)
 
     return need
+
+
+_SUPPORT = Path(__file__).parent / "support"
+
+
+@pytest.fixture
+def build() -> Any:
+    """Write the same two files each time."""
+    from cache_entries import Builder
+
+    return Builder()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Any:
+    """Make an empty cache."""
+    from ovtensor.cache import ModelCache
+
+    return ModelCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def python() -> Any:
+    """Start Python on some code; what is still running at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join((str(_SUPPORT), os.environ.get("PYTHONPATH", ""))),
+            },
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def no_metadata(monkeypatch: Any) -> Any:
+    """Packages that were bundled without their metadata; nothing read before or here stays."""
+    from ovtensor.engine import identity
+
+    def absent(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    def forget():
+        identity._version.cache_clear()
+        identity._version_of.cache_clear()
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    forget()
+    yield
+    forget()

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from ovtensor._memory import uncollected
+from ovtensor.engine.memory import uncollected
 
 
 class Ring:

@@ -9,26 +9,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ovtensor._memory import uncollected
+from ovtensor.engine.memory import uncollected
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it (PEP 562: looked up on first use)
 _LAZY = {
-    "to_numpy": "ovtensor._convert",
-    "to_torch": "ovtensor._convert",
-    "to_openvino": "ovtensor._convert",
-    "describe": "ovtensor._convert",
-    "TensorInfo": "ovtensor._host",
-    "tree_to_numpy": "ovtensor._tree",
-    "tree_to_torch": "ovtensor._tree",
-    "tree_to_openvino": "ovtensor._tree",
-    "register_route": "ovtensor._registry",
-    "release_weights": "ovtensor.weights",
+    "to_numpy": "ovtensor.tensors.convert",
+    "to_torch": "ovtensor.tensors.convert",
+    "to_openvino": "ovtensor.tensors.convert",
+    "describe": "ovtensor.tensors.convert",
+    "TensorInfo": "ovtensor.tensors.host",
+    "tree_to_numpy": "ovtensor.tensors.tree",
+    "tree_to_torch": "ovtensor.tensors.tree",
+    "tree_to_openvino": "ovtensor.tensors.tree",
+    "register_route": "ovtensor.tensors.registry",
+    "release_weights": "ovtensor.engine.weights",
     "ModelCache": "ovtensor.cache",
-    "Backend": "ovtensor.sdxl",
-    "sdxl_pipeline": "ovtensor.sdxl",
-    "split_backends": "ovtensor.sdxl",
+    "Backend": "ovtensor.pipelines",
+    "sdxl_pipeline": "ovtensor.pipelines",
+    "split_backends": "ovtensor.pipelines",
     "tiny_sdxl_path": "ovtensor.models",
     "diffusers": "ovtensor.diffusers",
     "is_patched": "ovtensor.diffusers",
@@ -57,23 +57,23 @@ __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
 if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
     from ovtensor import errors as errors
-    from ovtensor._convert import describe as describe
-    from ovtensor._convert import to_numpy as to_numpy
-    from ovtensor._convert import to_openvino as to_openvino
-    from ovtensor._convert import to_torch as to_torch
-    from ovtensor._host import TensorInfo as TensorInfo
-    from ovtensor._registry import register_route as register_route
-    from ovtensor._tree import tree_to_numpy as tree_to_numpy
-    from ovtensor._tree import tree_to_openvino as tree_to_openvino
-    from ovtensor._tree import tree_to_torch as tree_to_torch
     from ovtensor.cache import ModelCache as ModelCache
     from ovtensor.diffusers import is_patched as is_patched
     from ovtensor.diffusers import patch_diffusers as patch_diffusers
+    from ovtensor.engine.weights import release_weights as release_weights
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
-    from ovtensor.sdxl import Backend as Backend
-    from ovtensor.sdxl import sdxl_pipeline as sdxl_pipeline
-    from ovtensor.sdxl import split_backends as split_backends
-    from ovtensor.weights import release_weights as release_weights
+    from ovtensor.pipelines import Backend as Backend
+    from ovtensor.pipelines import sdxl_pipeline as sdxl_pipeline
+    from ovtensor.pipelines import split_backends as split_backends
+    from ovtensor.tensors.convert import describe as describe
+    from ovtensor.tensors.convert import to_numpy as to_numpy
+    from ovtensor.tensors.convert import to_openvino as to_openvino
+    from ovtensor.tensors.convert import to_torch as to_torch
+    from ovtensor.tensors.host import TensorInfo as TensorInfo
+    from ovtensor.tensors.registry import register_route as register_route
+    from ovtensor.tensors.tree import tree_to_numpy as tree_to_numpy
+    from ovtensor.tensors.tree import tree_to_openvino as tree_to_openvino
+    from ovtensor.tensors.tree import tree_to_torch as tree_to_torch
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def hash_tensors(tensors: Iterable[tuple[str, Any]]) -> str:
     """
     import numpy as np  # here, so that `ovtensor cache list` is quick
 
-    from ovtensor._registry import host, read
+    from ovtensor.tensors.registry import host, read
 
     digest = xxhash.xxh3_128()
     for name, tensor in tensors:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovtensor._convert import to_numpy, to_torch
-from ovtensor._registry import quick_by_type
 from ovtensor.errors import ConversionError, DatalessTensorError, InputError
+from ovtensor.tensors.convert import to_numpy, to_torch
+from ovtensor.tensors.registry import quick_by_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

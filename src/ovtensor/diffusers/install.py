@@ -9,9 +9,9 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor._patch import Patch, Swap
 from ovtensor.diffusers import _nonfinite
 from ovtensor.diffusers import image_processor as ours
+from ovtensor.diffusers._patch import Patch, Swap
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -1,0 +1,201 @@
+"""Two ways to run a graph: eagerly in torch, or compiled by OpenVINO.
+
+A runner takes the graph's tensors, of any floating dtype and on any device, and gives float32
+tensors that belong to the caller: no later call writes to them.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from ovtensor.engine.compiled import RunnerStats, closed_error
+from ovtensor.engine.memory import give_back, memory_is_scarce
+from ovtensor.errors import ComponentError
+from ovtensor.tensors.convert import to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovtensor.engine.compiled import Compiled
+    from ovtensor.pipelines.graphs import Graph
+
+
+class Runner(Protocol):
+    """Runs one graph."""
+
+    name: str
+
+    @property
+    def stats(self) -> RunnerStats:
+        """What it has cost so far."""
+        ...
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Outputs of the graph as float32 tensors that the caller owns."""
+        ...
+
+    def close(self) -> None:
+        """Release what was compiled; a later call raises ``SessionClosedError``."""
+        ...
+
+
+class TorchRunner:
+    """Runs a graph eagerly."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.name = graph.name
+        tensors = list(graph.module.parameters())
+        self.stats = RunnerStats(
+            weight_bytes=sum(tensor.nbytes for tensor in tensors),
+            execution_devices=tuple(dict.fromkeys(str(tensor.device) for tensor in tensors)),
+        )
+        self._module: torch.nn.Module | None = graph.module
+        self._counting = threading.Lock()
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See :class:`Runner`."""
+        module = self._module
+        if module is None:
+            raise closed_error(self.name)
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            outputs: tuple[torch.Tensor, ...] = module(*(one.to(device) for one in inputs))
+        with self._counting:
+            self.stats.inferences += 1
+        return outputs
+
+    def close(self) -> None:
+        """See :class:`Runner`."""
+        self._module = None
+
+
+class DeferredRunner:
+    """Makes a runner when it is first called; several threads may call it at once."""
+
+    def __init__(self, name: str, make: Callable[[], Runner]) -> None:
+        self.name = name
+        self._make = make
+        self._making = threading.RLock()
+        self._runner: Runner | None = None
+        self._closed = False
+
+    @property
+    def stats(self) -> RunnerStats:
+        """Those of the runner, or of none yet."""
+        runner = self._runner
+        return RunnerStats() if runner is None else runner.stats
+
+    def open(self) -> Runner:
+        """Make the runner now."""
+        with self._making:
+            if self._closed:
+                raise closed_error(self.name)
+            if self._runner is None:
+                with torch.autocast("cpu", enabled=False):  # as where a session is opened
+                    self._runner = self._make()
+            return self._runner
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See :class:`Runner`."""
+        return self.open()(*inputs)
+
+    def close(self) -> None:
+        """See :class:`Runner`."""
+        with self._making:
+            self._closed = True
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
+
+
+class Turns:
+    """What the compiled models of a session compute in, where memory is scarce only one at a time.
+
+    A pipeline's components run one after another, and at 1024 pixels both the UNet and the VAE's
+    decoder need gigabytes for what lies between their layers. To take that anew for every picture
+    costs a few percent of its time, so where there is memory they keep it.
+
+    Threads that race for a turn need no lock: what a model computes in goes earlier or later then,
+    and never while it runs.
+    """
+
+    def __init__(self) -> None:
+        self._last: Compiled | None = None
+
+    def take(self, model: Compiled) -> None:
+        """Have what was called before ``model`` give back what it computed in, to the system.
+
+        That may have been a component on torch: the allocator keeps what it has freed. Before the
+        decoder, which takes the most, this goes in any case, in 5 ms.
+        """
+        last, self._last = self._last, model
+        if last is model:
+            return
+        scarce = memory_is_scarce()
+        if scarce and last is not None:
+            last.rest()
+        if scarce or model.name == "vae_decoder":
+            give_back(collect=False)
+
+    def end(self) -> None:
+        """Have it give that back without another to follow, to the system."""
+        last = self._last
+        if last is not None and memory_is_scarce():
+            self._last = None
+            last.rest()
+            give_back(collect=False)
+
+
+class OpenVINORunner:
+    """Runs a graph that is compiled, which is closed with it.
+
+    OpenVINO's fused attention on the CPU goes wrong for good when the first sequence that it
+    attends to has a single element: every later, longer one gives garbage, without an error. So a
+    call with such a sequence (a picture of 8 pixels, a prompt of one embedding) is refused.
+    """
+
+    def __init__(self, graph: Graph, compiled: Compiled, turns: Turns) -> None:
+        self.name = graph.name
+        self.stats = compiled.stats
+        self._compiled = compiled
+        self._turns = turns
+        self._shortest_keys = graph.shortest_keys
+        self._one_by_one = graph.inputs[0].shape[0] == 1
+        self._dtypes = [
+            np.dtype(np.float32 if entry.example.is_floating_point() else np.int64)
+            for entry in graph.inputs
+        ]
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See :class:`Runner`."""
+        if self._compiled.closed:
+            raise closed_error(self.name)
+        shapes = [tuple(x.shape) for x in inputs]
+        if not all(x.numel() for x in inputs):
+            raise ComponentError(
+                f"{self.name} was called on inputs of shapes {shapes}, of which one is empty; if "
+                f"a picture was given, strength * num_inference_steps has to be at least 1"
+            )
+        if self._shortest_keys(*inputs) < 2:
+            raise ComponentError(
+                f"{self.name} was called on inputs of shapes {shapes}, which are too small for "
+                f"OpenVINO's attention; use a larger picture or prompt, or run it on torch"
+            )
+        arrays = [
+            np.ascontiguousarray(to_numpy(value, dtype=dtype))
+            for value, dtype in zip(inputs, self._dtypes, strict=True)
+        ]
+        self._turns.take(self._compiled)
+        size = len(arrays[0]) if self._one_by_one else 1
+        parts = zip(*(np.split(array, size) for array in arrays), strict=True)
+        results = [self._compiled.infer(list(part)) for part in parts]
+        whole = results[0] if size == 1 else map(np.concatenate, zip(*results, strict=True))
+        return tuple(map(torch.from_numpy, whole))
+
+    def close(self) -> None:
+        """See :class:`Runner`."""
+        self._compiled.close()

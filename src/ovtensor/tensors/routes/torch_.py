@@ -1,0 +1,236 @@
+"""PyTorch tensors.
+
+The memory of a strided CPU tensor is read through its address, with no operator and no dispatch
+in between: flags such as requires_grad, active modes and subclasses' methods cannot interfere,
+and nothing about the tensor changes. Everything else goes through an operator once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch._C import _is_tracing
+from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+from torch._C import _len_torch_function_stack as _function_modes
+
+from ovtensor.errors import ConversionError, DatalessTensorError
+from ovtensor.tensors.dtypes import BY_NAME, BY_TORCH
+from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualified_name
+from ovtensor.tensors.packed import unpack
+from ovtensor.tensors.registry import host, read
+from ovtensor.tensors.routes.torch_data import disturbed, peeled, why_dataless
+from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, way_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
+
+_ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items()}
+# How NumPy sees the memory of each type; halves of a complex32 are float16.
+_TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
+_CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+
+class TorchRoute:
+    """Values of a tensor, whatever stands between it and its memory."""
+
+    __slots__ = ()
+
+    def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
+        """Find the values of any tensor."""
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            x = peeled(x)
+            _demand_data(x)
+        simple = way_out(x, _memory)
+        if isinstance(simple, Masked):
+            values, mask = (host(read(part)) for part in simple)
+            return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
+        if simple is not x:
+            found = host(read(simple))
+            found.memory = Memory.UNKNOWN
+            return found
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            if x.layout is torch.strided and x.device.type == "cpu" and not x.is_quantized:
+                return _strided(x)
+            if disturbed():
+                raise DatalessTensorError(
+                    f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or "
+                    "dispatch mode is active; leave the mode first"
+                )
+            found = host(_strided(_dense(x).cpu()))
+        found.memory = Memory.FRESH
+        return found
+
+    def describe(self, x: Any, /) -> TensorInfo:
+        """Tell what the tensor's metadata say, and whether there are values behind them."""
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            reason = why_dataless(x)
+            shape = _shape(x)
+            strided = x.layout is torch.strided and x.device.type == "cpu" and shape is not None
+            as_is = x.dtype in _ELEMENT and not (x.is_conj() or x.is_neg() or x._is_zerotensor())  # noqa: SLF001
+            return TensorInfo(
+                library=type(x).__module__.partition(".")[0],
+                type=qualified_name(type(x)),
+                shape=shape,
+                dtype=str(x.dtype),
+                device=str(x.device),
+                has_data=reason is None,
+                reason=reason,
+                zero_copy=reason is None and strided and as_is and is_plain(x),
+                route="torch",
+                owner=Memory.CALLER.value,
+            )
+
+
+def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
+    """Make a way to show contiguous values that gives up when anything is special.
+
+    ``Tensor.numpy`` refuses flags and other layouts by itself. What it gets wrong is asked before
+    and after: whether a mode or a trace is active, and whether the storage has what the tensor
+    spans. A tensor that torch finds no address for (freed, functional, or captured under a
+    transform that makes it so) is told by the array: NumPy then allocates memory of its own.
+    What make_fx traces ahead of dispatch is told by a function mode alone. Each question costs a
+    tenth of what ``Tensor.numpy`` does, so none is asked twice.
+    """
+
+    def quick(x: Any, /) -> np.ndarray[Any, Any] | None:
+        if _is_dynamo_compiling() or _function_modes() or _dispatch_modes() or _is_tracing():
+            return None
+        try:
+            array: np.ndarray[Any, Any] = numpy(x)
+            if (
+                array.flags.num & _CONTIGUOUS_OR_OWNED == _CONTIGUOUS
+                and not x.storage_offset()
+                and array.nbytes <= len(x.untyped_storage())
+            ):
+                return array
+        except (RuntimeError, TypeError):
+            pass
+        return None
+
+    return quick
+
+
+class PlainRoute(TorchRoute):
+    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that."""
+
+    __slots__ = ()
+    quick = staticmethod(_short_way(torch.Tensor.numpy))
+
+    def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
+        """Take the short way, and the long one whenever anything is special."""
+        found = self.quick(x)
+        return TorchRoute.read(self, x) if found is None else found
+
+
+class ParameterRoute(TorchRoute):
+    """``torch.nn.Parameter`` itself: the same, past requires_grad.
+
+    ``force`` is faster than ``.data`` and ``.detach()``, which make one more tensor. It copies
+    what has a conj or neg bit; so `read`, which promises views, is the long way.
+    """
+
+    __slots__ = ()
+    quick = staticmethod(_short_way(lambda x: x.numpy(force=True)))
+
+
+def on_device(x: torch.Tensor) -> torch.Tensor | None:
+    """Return a plain dense tensor where `x` lives, or None if that is the CPU."""
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        if x.device.type in ("cpu", "meta"):
+            return None
+        _demand_data(x)
+    simple = way_out(x, _memory)
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        return _dense(simple) if isinstance(simple, torch.Tensor) else None
+
+
+def _demand_data(x: torch.Tensor) -> None:
+    if (reason := why_dataless(x)) is not None:
+        raise DatalessTensorError(f"{ROUTE.describe(x)} has no values: {reason}")
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """Bring quantized, sparse and mkldnn layouts to plain strided values, out of the graph."""
+    x = x.detach()
+    if x.is_quantized:
+        x = x.dequantize()
+    return x if x.layout is torch.strided else x.to_dense()
+
+
+def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
+    """Read memory, then undo what flags and torch's own element types put on top of it."""
+    if x._is_zerotensor():  # noqa: SLF001  zeros without memory, made by forward-mode autodiff
+        zeros = np.zeros(tuple(x.shape), _ELEMENT[x.dtype].carrier)
+        return HostArray(zeros, _ELEMENT[x.dtype], Memory.FRESH)
+    memory = _memory(x)
+    if x.dtype is torch.complex32:
+        values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
+        return HostArray(_signed(x, values), BY_NAME["complex64"], Memory.FRESH)
+    if x.dtype is torch.float4_e2m1fn_x2:
+        element = BY_NAME["float4_e2m1fn"]
+        shape = (*memory.shape[:-1], 2 * memory.shape[-1])
+        return HostArray(
+            unpack(np.ascontiguousarray(memory), shape, element), element, Memory.FRESH
+        )
+    element = _ELEMENT[x.dtype]
+    if x.is_conj() or x.is_neg():
+        if not element.in_numpy:
+            memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
+            return HostArray(memory, element, Memory.FRESH)
+        return HostArray(_signed(x, memory), element, Memory.FRESH)
+    return memory if element.in_numpy else HostArray(memory, element, Memory.CALLER)
+
+
+def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if x.is_conj():
+        values = np.asarray(np.conj(values))  # NumPy makes scalars of no dimension
+    return np.asarray(np.negative(values)) if x.is_neg() else values
+
+
+def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Show the elements of a strided CPU tensor as carriers, as a view that keeps it alive."""
+    size, stride, width = tuple(x.shape), x.stride(), x.element_size()
+    strides = tuple(step * width for step in stride)
+    if x.dtype is torch.complex32:
+        typestr, size, strides = (
+            "<f2" if sys.byteorder == "little" else ">f2",
+            (*size, 2),
+            (*strides, 2),
+        )
+    elif x.dtype is torch.float4_e2m1fn_x2:
+        typestr = "|u1"
+    elif x.dtype in _TYPESTR:
+        typestr = _TYPESTR[x.dtype]
+    else:
+        raise ConversionError(
+            f"{ROUTE.describe(x)}: no array has this element type; "
+            "view it as an integer type first, such as x.view(torch.uint8)"
+        )
+    if x.numel() == 0:
+        return np.zeros(size, typestr)
+    interface = {
+        "shape": size,
+        "strides": strides,
+        "typestr": typestr,
+        "data": (x.data_ptr(), False),
+    }
+    return pinned(interface, x)
+
+
+def _shape(x: torch.Tensor) -> tuple[int, ...] | None:
+    if _is_tracing():  # sizes are tensors there, whose values get recorded
+        return None
+    try:
+        return tuple(int(size) for size in x.shape)
+    except (RuntimeError, TypeError, ValueError):  # ragged, or not initialized
+        return None
+
+
+ROUTE = TorchRoute()
+PLAIN, PARAMETER = PlainRoute(), ParameterRoute()
