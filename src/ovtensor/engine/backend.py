@@ -1,17 +1,15 @@
-"""What runs where: the :class:`Backend` of a component, checked against the devices at hand."""
+"""What a caller asks for: the :class:`Backend` of a module or of a pipeline's component."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-import torch
-
-from ovtensor._core import core
+from ovtensor.engine.devices import listing as _listing
+from ovtensor.engine.devices import precision_for, traits_of
 from ovtensor.errors import BackendError, MissingExtraError
 
 Kind: TypeAlias = Literal["torch", "openvino"]
@@ -19,10 +17,6 @@ Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 
 _KINDS = ("torch", "openvino")
 _PRECISIONS = ("auto", "f32", "bf16", "f16")
-_TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-HALVES = (torch.float16, torch.bfloat16)
-_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-_VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI")
 PRECISION_HINT = "INFERENCE_PRECISION_HINT"
 
 
@@ -39,7 +33,7 @@ class Backend:
         ``"AUTO:GPU,CPU"``. Only ``"CPU"`` for torch: a torch component stays where it is.
     precision : {"auto", "f32", "bf16", "f16"}
         Precision of the weights and of the arithmetic. For OpenVINO ``"auto"`` is what the device
-        executes natively: bf16 on a CPU that has it, f16 on a GPU or NPU, f32 otherwise; the VAE
+        executes natively: bf16 on a CPU that has it, f16 on a GPU or NPU, f32 otherwise; a VAE
         is f32 wherever the device can. For torch ``"auto"`` is f32 in a pipeline that the session
         loads, and whatever the module has in a pipeline that the caller loaded.
     weights : {"int8"}, optional
@@ -132,8 +126,10 @@ class Backend:
         )
 
 
-def resolve(backend: Backend, component: str) -> Backend:
-    """``backend`` with nothing left open for ``component``, checked against this machine.
+def resolve(backend: Backend, *, prefer_f32: bool = False) -> Backend:
+    """``backend`` with nothing left open, checked against this machine.
+
+    With ``prefer_f32`` the precision ``"auto"`` is f32 wherever the device has it.
 
     Raises
     ------
@@ -149,93 +145,10 @@ def resolve(backend: Backend, component: str) -> Backend:
             'weights="int8" needs nncf, which is not installed: pip install "ovtensor[int8]"',
             name="nncf",
         )
-    capabilities = _device_capabilities(backend.device)
-    if backend.static_shapes is None:
-        static = any(name.startswith(("GPU", "NPU")) for name in may_run_on(backend.device))
-        backend = dataclasses.replace(backend, static_shapes=static)
-    if backend.precision == "auto":
-        return dataclasses.replace(
-            backend, precision=_native_precision(backend.device, capabilities, component)
-        )
-    # A device that lacks a precision takes the hint all the same and computes in another one.
-    if capabilities and _CAPABILITIES[backend.precision] not in capabilities:
-        able = [name for name, key in _CAPABILITIES.items() if key in capabilities]
-        raise BackendError(
-            f"{backend.device} ({_device_name(backend.device)}) does not execute "
-            f"{backend.precision}; it has {_listing(able)}. Use one of these, or "
-            f'precision="auto"'
-        )
-    return backend
-
-
-def device_properties(device: str) -> dict[str, Any]:
-    """All that a device says of itself; nothing for a virtual one such as ``"AUTO"``."""
-    if device.partition(":")[0] in _VIRTUAL_DEVICES:
-        return {}
-    names = core().get_property(device, "SUPPORTED_PROPERTIES")
-    found = {}
-    for name in names:
-        # Some are known and yet have no value, or none that Python can show.
-        with contextlib.suppress(RuntimeError, TypeError):
-            found[str(name)] = core().get_property(device, name)
-    return found
-
-
-def may_run_on(device: str) -> list[str]:
-    """The devices that ``device`` can run on: itself, or those that a virtual one is over."""
-    name, _, members = device.partition(":")
-    if name not in _VIRTUAL_DEVICES:
-        return [device]
-    given = [member for member in members.split(",") if member]
-    left_out = {member[1:] for member in given if member.startswith("-")}
-    named = [member for member in given if not member.startswith("-")]
-    return named or [
-        one for one in core().available_devices if not left_out & {one, one.partition(".")[0]}
-    ]
-
-
-def torch_dtype(precision: str) -> torch.dtype:
-    """The torch dtype of a settled precision; ``"auto"`` is float32."""
-    return _TORCH_DTYPES.get(precision, torch.float32)
-
-
-def _native_precision(
-    device: str, capabilities: frozenset[str], component: str
-) -> Literal["f32", "bf16", "f16"]:
-    if component == "vae" and (not capabilities or "FP32" in capabilities):
-        return "f32"  # SDXL's own VAE overflows in half precision
-    if device == "CPU":
-        return "bf16" if "BF16" in capabilities else "f32"
-    if device.startswith(("GPU", "NPU")):
-        return "f16" if "FP16" in capabilities else "f32"
-    return "f32"
-
-
-def _device_capabilities(device: str) -> frozenset[str]:
-    """``OPTIMIZATION_CAPABILITIES`` of a device; empty for a virtual one. Raises if not here."""
-    available = core().available_devices
-    name, _, members = device.partition(":")
-    if name in _VIRTUAL_DEVICES:
-        for member in filter(None, members.split(",")):
-            _require_device(member.lstrip("-").partition("(")[0], available)
-        return frozenset()
-    _require_device(device, available)
-    return frozenset(core().get_property(device, "OPTIMIZATION_CAPABILITIES"))
-
-
-def _require_device(device: str, available: list[str]) -> None:
-    # OpenVINO lists "GPU.0" and "GPU.1" where there are several, and "GPU" stands for the first.
-    if device not in available and f"{device}.0" not in available:
-        raise BackendError(
-            f"OpenVINO has no device {device!r} here; it has {_listing(available)} (and "
-            f"{_listing(_VIRTUAL_DEVICES)} over these). A missing GPU or NPU usually misses its "
-            f"driver"
-        )
-
-
-def _device_name(device: str) -> str:
-    return str(core().get_property(device, "FULL_DEVICE_NAME"))
-
-
-def _listing(values: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(f'"{value}"' for value in values)
+    precision = precision_for(backend.device, backend.precision, prefer_f32=prefer_f32)
+    static = backend.static_shapes
+    return dataclasses.replace(
+        backend,
+        precision=precision,
+        static_shapes=traits_of(backend.device).static_shapes if static is None else static,
+    )

@@ -22,78 +22,50 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from ovtensor.engine import mapped_weights as mapped
-from ovtensor.engine.backend import torch_dtype
 from ovtensor.engine.compiled import MODEL, REFERENCE
-from ovtensor.engine.passes.gated import split_gates
-from ovtensor.engine.passes.group_norms import keep_precise, sum_by_channel
-from ovtensor.engine.passes.sixteen_bit import linear_in_halves
-from ovtensor.engine.passes.upsample import fold_doubling
+from ovtensor.engine.passes import passes_of
 from ovtensor.errors import ComponentError
-from ovtensor.tensors.convert import to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ovtensor.engine.backend import Backend
-    from ovtensor.pipelines.graphs import Graph
+    from ovtensor.engine.graph import Graph
+    from ovtensor.engine.plan import ConversionPlan
 
 # torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
 _tracing = threading.Lock()
 
 
-def write(
-    graph: Graph,
-    backend: Backend,
-    folder: Path,
-    *,
-    refer: bool,
-    halves: bool,
-    stay_mapped: bool,
-    tuned: bool,
-) -> None:
-    """Convert a graph and write model and weights into ``folder``, to ``refer`` to a reference too.
+def write(graph: Graph, plan: ConversionPlan, folder: Path) -> None:
+    """Convert a graph as planned and write model and weights into ``folder``.
 
     Alters ``graph.module``, which is not to be run any more: see :func:`.copies.detached`.
-
-    With ``halves`` the graph's linear layers have weights of 16 bits: see :mod:`.halves`. With
-    ``stay_mapped`` their weights become inputs: see :mod:`.mapped`. With ``tuned`` doublings and
-    group norms are written as the CPU plugin computes them best: see :mod:`.doubling` and
-    :mod:`.group_norms`.
 
     Raises
     ------
     ComponentError
         If OpenVINO cannot convert it, or cannot write its files.
     """
-    split_gates(graph.module)
-    places: mapped.Places = {}
-    if stay_mapped:
-        with _writing(graph, folder):
-            places = mapped.write(graph.module.modules(), torch_dtype(backend.precision), folder)
-    if refer:
+    passes = [one(plan.precision) for one in passes_of(plan.passes)]
+    with _writing(graph, folder):
+        for one in passes:
+            one.on_module(graph.module, folder)
+    if plan.verify:
         inputs = graph.probe()
         outputs = _computed(graph, inputs)
         tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
         tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
         with _writing(graph, folder):
             save_file(tensors, folder / REFERENCE)
-    if halves:
-        linear_in_halves(graph.module)
     model = convert(graph)
-    if tuned:
-        fold_doubling(model)
-    if backend.weights == "int8":
-        model = _with_int8_weights(model)
-    if tuned:  # after weights were rounded: those of an average are not to be
-        sum_by_channel(model)
-    mapped.take_out(model, places)
+    for one in passes:
+        one.on_model(model)
     with _writing(graph, folder):
         # Without this option bf16 and float32 weights would be rounded to float16.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-        if tuned:
-            keep_precise(folder / MODEL)
+        for one in passes:
+            one.on_file(folder / MODEL)
 
 
 def _computed(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -103,7 +75,8 @@ def _computed(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Ten
     except Exception as error:
         raise ComponentError(
             f"torch could not compute {graph.name} from a small input, to compare its conversion "
-            f"with: {error}"
+            f"with: {error}",
+            component=graph.name,
         ) from error
     return outputs
 
@@ -115,7 +88,8 @@ def _writing(graph: Graph, folder: Path) -> Iterator[None]:
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ComponentError(
             f"OpenVINO could not write {graph.name} to {str(folder)!r}, most often because the "
-            f"disk is full: {error}"
+            f"disk is full: {error}",
+            component=graph.name,
         ) from error
 
 
@@ -130,15 +104,16 @@ def convert(graph: Graph) -> ov.Model:
         If OpenVINO cannot convert it.
     """
     with _tracing, _interruptible(), warnings.catch_warnings():
-        # Tracing warns of every Python branch on a shape; unet_graph says why they are right.
+        # Tracing warns of every Python branch on a shape; the examples are chosen for these.
         warnings.simplefilter("ignore")
         try:
             with torch.no_grad(), _WithoutGradients():
                 traced = _traced(graph)
             model = _translated(graph, traced)
-            _drop_ones(model)
         except Exception as error:
-            raise ComponentError(f"OpenVINO could not convert {graph.name}: {error}") from error
+            raise ComponentError(
+                f"OpenVINO could not convert {graph.name}: {error}", component=graph.name
+            ) from error
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({entry.name})
     return model
@@ -179,30 +154,6 @@ def _translated(graph: Graph, traced: Any) -> ov.Model:
         loaded.set_partial_shape(place, ov.PartialShape(list(entry.shape)))
     model: ov.Model = frontend.convert(loaded)
     return model
-
-
-def _drop_ones(model: ov.Model) -> None:
-    """Take out multiplications by one and divisions by it, which change no value.
-
-    diffusers divides by scales that are one, and ``a + b`` arrives as ``a + 1 * b``. Where they
-    follow a linear layer whose weights are an input, OpenVINO merges them into its sum in a way
-    that only its slowest kernel computes: in bf16 a layer took 28 ms, and one of its size 0.2 ms.
-    """
-    for node in model.get_ops():
-        name = node.get_type_name()
-        if name == "Multiply" and _is_one(node.input_value(0)):
-            node.output(0).replace(node.input_value(1))
-        elif name in ("Multiply", "Divide") and _is_one(node.input_value(1)):
-            node.output(0).replace(node.input_value(0))
-
-
-def _is_one(value: ov.Output) -> bool:
-    node = value.get_node()
-    while node.get_type_name() in ("Convert", "ConvertLike"):
-        node = node.input_value(0).get_node()
-    # Of no dimension, so that it broadcasts nothing.
-    scalar = node.get_type_name() == "Constant" and node.shape == []
-    return scalar and float(to_numpy(node)) == 1
 
 
 def _examples(graph: Graph) -> tuple[torch.Tensor, ...]:
@@ -255,8 +206,3 @@ def _interruptible() -> Iterator[None]:
     if came:
         raise KeyboardInterrupt
 
-
-def _with_int8_weights(model: ov.Model) -> ov.Model:
-    import nncf
-
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)

@@ -21,7 +21,9 @@ from ovtensor.tensors.host import qualified_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_ALWAYS = ("ovtensor", "torch", "diffusers", "transformers", "openvino")
+_ALWAYS = ("ovtensor", "torch", "openvino")
+# A frozen application can lack their metadata; each tells its version by itself.
+_BUNDLED = (*_ALWAYS, "diffusers", "transformers", "huggingface_hub")
 _DEPTH = 6
 _UNVERSIONED = "which has no version"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -91,8 +93,8 @@ def structure(module: torch.nn.Module) -> str:
 
 
 def config_of(module: Any) -> Any:
-    """What :func:`told` gives for a component's config."""
-    config = module.config
+    """What :func:`told` gives for a module's config, if it has one."""
+    config = getattr(module, "config", {})
     return told(config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
@@ -229,7 +231,7 @@ def _version_of(module: str) -> str | None:
     package = module.partition(".")[0]
     if package in sys.stdlib_module_names:
         return ""
-    if package in (*_ALWAYS, "huggingface_hub"):  # of whose code diffusers' classes have some
+    if package in _BUNDLED:
         return _version(package)
     try:
         return importlib.metadata.version(package)

@@ -1,9 +1,10 @@
-"""From a component's source to a compiled graph: out of the cache, or converted."""
+"""From the weights of a graph to one that runs on OpenVINO: out of the cache, or converted."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import time
 import warnings
 import weakref
@@ -11,54 +12,58 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ovtensor.cache import ScratchStore, Store
-from ovtensor.engine import mapped_weights as mapped
-from ovtensor.engine.backend import Backend, may_run_on, torch_dtype
-from ovtensor.engine.compiled import FORMAT, Compiled, find_compiled
+from ovtensor.engine.blobs import find_compiled
+from ovtensor.engine.compiled import Compiled
 from ovtensor.engine.identity import UndescribedError, versions
-from ovtensor.engine.memory import give_back
-from ovtensor.engine.passes import group_norms
-from ovtensor.engine.runners import OpenVINORunner
+from ovtensor.engine.memory import MemoryPolicy, give_back
+from ovtensor.engine.plan import ConversionPlan
+from ovtensor.engine.runners import ActivationMemory, OpenVINORunner
 from ovtensor.errors import CacheWarning, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable
     from concurrent.futures import Future
     from pathlib import Path
-    from typing import TypeAlias
 
-    import torch
-
+    from ovtensor.engine.backend import Backend
     from ovtensor.engine.events import Events
-    from ovtensor.engine.runners import Turns
-    from ovtensor.pipelines.graphs import Graph
-    from ovtensor.pipelines.lora import Lora
-    from ovtensor.pipelines.sources import Source
+    from ovtensor.engine.graph import GraphSpec
 
-    Facts: TypeAlias = dict[str, Any] | None
+_log = logging.getLogger("ovtensor")
 
 
 class Opener:
-    """Opens the graphs of a session's components on OpenVINO; they are the caller's to close."""
+    """Opens graphs on OpenVINO; they are the caller's to close.
+
+    Parameters
+    ----------
+    store : Store
+        Where converted and compiled models are kept.
+    events : Events
+        Who is told.
+    verify : bool, optional
+        See :meth:`.ConversionPlan.of`.
+    memory : MemoryPolicy, optional
+        What counts as much memory.
+    """
 
     def __init__(
         self,
-        backends: Mapping[str, Backend],
         store: Store,
         events: Events,
-        turns: Turns,
-        verify: bool | None,
+        *,
+        verify: bool | None = None,
+        memory: MemoryPolicy | None = None,
     ) -> None:
-        self._backends = backends
+        self.memory = MemoryPolicy() if memory is None else memory
+        self.activations = ActivationMemory(self.memory)
         self._store = store
         self._events = events
-        self._turns = turns
         self._verify = verify
         self._ahead: dict[str, Future[_Found]] = {}
 
-    def look_ahead(
-        self, sources: Iterable[tuple[str, Source]], loras: Mapping[str, Sequence[Lora]]
-    ) -> None:
-        """Begin to open what is cached of some components, one after another.
+    def look_ahead(self, specs: Iterable[tuple[GraphSpec, Backend]]) -> None:
+        """Begin to open what is cached of some graphs, one after another.
 
         In one thread: the graph that :meth:`open` is called for, or what is imported meanwhile, is
         the work of another core.
@@ -66,12 +71,9 @@ class Opener:
         if isinstance(self._store, ScratchStore):
             return
         pool = ThreadPoolExecutor(1, thread_name_prefix="ovtensor-cache")
-        for name, source in sources:
-            backend = self._backends[name]
+        for spec, backend in specs:
             if not backend.static_shapes:
-                graph = "vae_decoder" if name == "vae" else name
-                given = loras.get(name, ())
-                self._ahead[graph] = pool.submit(self._look, graph, source, given, backend)
+                self._ahead[spec.name] = pool.submit(self._look, spec, backend)
         pool.shutdown(wait=False)
 
     def close(self) -> None:
@@ -83,16 +85,8 @@ class Opener:
                 compiled.close()
         self._ahead.clear()
 
-    def open(
-        self,
-        source: Source,
-        loras: Sequence[Lora],
-        make: Callable[[Any], Graph],
-        backend: Backend,
-    ) -> OpenVINORunner:
-        """Compile a graph of a component, converted if it is not in the cache.
-
-        ``make`` gives it for a module, or its skeleton.
+    def open(self, spec: GraphSpec, backend: Backend) -> OpenVINORunner:
+        """Compile a graph, converted if it is not in the cache.
 
         Raises
         ------
@@ -103,184 +97,129 @@ class Opener:
         ParityError
             If it does not compute what torch does.
         """
-        graph = make(source.skeleton)
-        ahead = self._ahead.get(graph.name)
+        graph = spec.make(spec.source.meta_module)
+        ahead = self._ahead.get(spec.name)
         if ahead is None:
-            found = self._known(graph.name, source, loras, backend)
+            found = self._find(spec, backend)
         else:
             found = ahead.result()
-            del self._ahead[graph.name]  # not before: what interrupts the wait leaves it to close
+            del self._ahead[spec.name]  # not before: what interrupts the wait leaves it to close
+        _log.info("%s", found.plan)
         compiled = found.compiled
-        if found.unknown is not None and not isinstance(self._store, ScratchStore):
-            warnings.warn(
-                f"{graph.name} is converted and not cached, for nobody can tell when it is the "
-                f"same again: {found.unknown}",
-                CacheWarning,
-                stacklevel=2,
-            )
         if compiled is None:
-            compiled = self._converted(graph.name, source, loras, make, backend, found.facts)
+            compiled = self._converted(spec, backend, found)
         try:
-            if found.compiled is not None:
-                self._events.passed("compile", graph.name, compiled.stats.compile_seconds)
-                if self._verifies(backend):
-                    self._events.passed("warm-up", graph.name, found.check_seconds)
-            elif self._verifies(backend):
-                with self._events.stage("warm-up", graph.name):
-                    compiled.check()
+            self._check(compiled, found)
         except BaseException:
             compiled.close()
             raise
-        return OpenVINORunner(graph, compiled, self._turns)
+        return OpenVINORunner(graph, spec.traits, compiled, self.activations)
 
-    def _verifies(self, backend: Backend) -> bool:
-        return _rounds(backend) if self._verify is None else self._verify
+    def _check(self, compiled: Compiled, found: _Found) -> None:
+        name, verify = compiled.name, compiled.plan.verify
+        if found.compiled is not None:  # in another thread, which has checked it too
+            self._events.passed("compile", name, compiled.stats.compile_seconds)
+            if verify:
+                self._events.passed("warm-up", name, found.check_seconds)
+        elif verify:
+            with self._events.stage("warm-up", name):
+                compiled.check()
 
-    def _look(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:
+    def _look(self, spec: GraphSpec, backend: Backend) -> _Found:
         """Find what takes no conversion and no compilation.
 
         If something is wrong with it, that comes up again in the thread that opens the session.
         """
         start = time.perf_counter()
-        found = self._known(graph, source, loras, backend)
-        entry = None if found.facts is None else self._store.find(found.facts)
+        found = self._find(spec, backend)
+        entry = None if found.fields is None else self._store.find(found.fields)
         if entry is None:
             return found
         compiled = None
         try:
             looked_up = time.perf_counter()
-            model = find_compiled(graph, entry, self._store, backend)
+            model = find_compiled(found.plan, backend, entry, self._store)
             if model is not None:
-                compiled = Compiled(graph, entry, self._store, backend, self._events, model)
+                compiled = Compiled(found.plan, backend, entry, self._store, self._events, model)
                 ready = time.perf_counter()
                 compiled.stats.convert_seconds = looked_up - start
                 compiled.stats.compile_seconds = ready - looked_up
-                if self._verifies(backend):
+                if found.plan.verify:
                     compiled.check()
                 found.compiled, found.check_seconds = compiled, time.perf_counter() - ready
-        except Exception:  # noqa: BLE001
-            pass
+        except Exception as error:  # noqa: BLE001
+            _log.debug("%s could not be opened ahead: %s", spec.name, error)
         if found.compiled is None:
             (compiled or entry).close()
         return found
 
-    def _converted(
-        self,
-        graph: str,
-        source: Source,
-        loras: Sequence[Lora],
-        make: Callable[[Any], Graph],
-        backend: Backend,
-        facts: Facts,
-    ) -> Compiled:
-        """A compiled graph, converted by way of ``make`` unless ``facts`` are in the cache."""
+    def _converted(self, spec: GraphSpec, backend: Backend, found: _Found) -> Compiled:
+        """A compiled graph, converted unless what was found of it is in the cache."""
+        plan, fields = found.plan, found.fields
         start = time.perf_counter()
-        halves = self._halves(graph, source, loras, backend)
         lasting: list[weakref.ref[Any]] = []
 
         def write(folder: Path) -> None:
             # What a conversion takes, which a warm start does without.
-            from ovtensor.engine import convert as ir
+            from ovtensor.engine import convert
             from ovtensor.engine.copies import detached
             from ovtensor.engine.passes.sixteen_bit import cast_the_rest
 
-            with self._events.stage("load", graph):
-                dtype = torch_dtype(backend.precision)
-                module = detached(source.load(halves or dtype, loras))
+            with self._events.stage("load", plan.graph):
+                module = detached(spec.source.load(plan.load_dtype))
                 lasting.append(weakref.ref(module))
-                if halves is not None:
-                    cast_the_rest(module, dtype)
-            with self._events.stage("convert", graph):
-                ir.write(
-                    make(module),
-                    backend,
-                    folder,
-                    refer=self._verifies(backend),
-                    halves=halves is not None and backend.precision == "f32",
-                    stay_mapped=mapped.stay_mapped(graph, source.size, backend),
-                    tuned=_is_tuned(graph, backend),
-                )
-            # What is kept under these facts has to be made of them.
-            if facts is not None and facts != self._known(graph, source, loras, backend).facts:
+                if plan.stored_as is not None:
+                    cast_the_rest(module, plan.dtype)
+            with self._events.stage("convert", plan.graph):
+                convert.write(spec.make(module), plan, folder)
+            # What is kept under these fields has to be made of them.
+            if fields is not None and fields != self._find(spec, backend).fields:
                 raise ModelError(
-                    f"the weights of {graph} changed while they were converted; wait until "
-                    f"nobody writes to them, and try again"
+                    f"the weights of {plan.graph} changed while they were converted; wait until "
+                    f"nobody writes to them, and try again",
+                    component=plan.graph,
                 )
             del module
             # It can have weights mapped from this folder, which Windows would not move then.
-            if halves is not None and lasting[-1]() is not None:
+            if plan.stored_as is not None and lasting[-1]() is not None:
                 gc.collect()
 
-        store = ScratchStore() if facts is None else self._store
-        entry = store.open(facts or {}, write, label=f"{graph} in {backend.precision}")
+        if found.unknown is not None and not isinstance(self._store, ScratchStore):
+            warnings.warn(
+                f"{plan.graph} is converted and not cached, for nobody can tell when it is the "
+                f"same again: {found.unknown}",
+                CacheWarning,
+                stacklevel=2,
+            )
+        store = ScratchStore() if fields is None else self._store
+        entry = store.open(fields or {}, write, label=f"{plan.graph} in {plan.precision}")
         if not entry.hit:  # so that torch's weights make room for the compilation
             give_back(collect=any(module() is not None for module in lasting))
         seconds = time.perf_counter() - start
         try:
-            compiled = Compiled(graph, entry, store, backend, self._events)
+            compiled = Compiled(plan, backend, entry, store, self._events)
         except BaseException:
             entry.close()
             raise
         compiled.stats.convert_seconds = seconds
         return compiled
 
-    def _halves(
-        self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend
-    ) -> torch.dtype | None:
-        """The dtype of 16 bits in which linear layers are loaded for another one, if they are."""
-        if loras or backend.weights is not None:  # both are computed with in the other
-            return None
-        if backend.precision == "f32":
-            if self._verifies(backend):  # the reference would be computed in it
-                return None
-            # OpenVINO's GPU plugin writes past the end of memory when it imports a blob that
-            # widens weights which it also brings into another layout.
-            on_cpu = all(device == "CPU" for device in may_run_on(backend.device))
-            return source.halves if on_cpu else None
-        return source.halves if mapped.stay_mapped(graph, source.size, backend) else None
-
-    def _known(self, graph: str, source: Source, loras: Sequence[Lora], backend: Backend) -> _Found:
-        """All that can change a converted graph, or why that is not known."""
-        involved = ["peft"] * bool(loras) + ["nncf"] * (backend.weights == "int8")
+    def _find(self, spec: GraphSpec, backend: Backend) -> _Found:
+        """The plan, and all else that can change a converted graph, or why that is not known."""
+        plan = ConversionPlan.of(spec, backend, verify=self._verify, memory=self.memory)
+        involved = ["nncf"] * (plan.compression == "int8")
         try:
-            weights = source.facts(self._store)
+            weights = spec.source.key_fields(self._store)
         except UndescribedError as error:
-            return _Found(None, str(error))
-        facts = {
-            "kind": "ir",
-            "format": FORMAT,
-            "graph": graph,
-            "weights": weights,
-            "loras": [lora.facts(graph, self._store) for lora in loras],
-            "precision": backend.precision,
-            "compression": backend.weights,
-            "halves": str(self._halves(graph, source, loras, backend)),
-            "mapped": mapped.stay_mapped(graph, source.size, backend),
-            "tuned": _is_tuned(graph, backend),
-            "reference": self._verifies(backend),
-            "versions": versions(*involved),
-        }
-        return _Found(facts)
+            return _Found(plan, None, str(error))
+        fields = plan.conversion_fields()
+        return _Found(plan, {**fields, "weights": weights, "versions": versions(*involved)})
 
 
 @dataclasses.dataclass(slots=True)
 class _Found:
-    facts: Facts
+    plan: ConversionPlan
+    fields: dict[str, Any] | None
     unknown: str | None = None
     compiled: Compiled | None = None
     check_seconds: float = 0.0
-
-
-def _is_tuned(graph: str, backend: Backend) -> bool:
-    # In float16 the norms' sums lose more than torch's do: ten times as much where a mean is 300
-    # times the deviation.
-    sums_hold = {"f32": True, "bf16": group_norms.HOLD_IN_BFLOAT16, "f16": False}
-    return (
-        graph in ("vae_encoder", "vae_decoder")
-        and backend.device == "CPU"
-        and sums_hold[backend.precision]
-    )
-
-
-def _rounds(backend: Backend) -> bool:
-    return backend.precision != "f32" or backend.weights is not None

@@ -12,7 +12,7 @@ from ovtensor.errors import ParityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ovtensor.engine.backend import Backend
+    from ovtensor.engine.plan import ConversionPlan
 
 # The least cosine similarity of an output that passes for right, by what was rounded. Rounding
 # every operation of a network to bf16's eight bits costs about 1e-4 of similarity, int8 weights
@@ -22,8 +22,7 @@ _LEAST_INT8 = 0.98
 
 
 def demand_parity(
-    name: str,
-    backend: Backend,
+    plan: ConversionPlan,
     expected: Sequence[torch.Tensor],
     computed: Sequence[torch.Tensor],
 ) -> None:
@@ -34,7 +33,7 @@ def demand_parity(
     ParityError
         With cosine similarity and largest error of the worst output.
     """
-    least = _LEAST_INT8 if backend.weights == "int8" else _LEAST[backend.precision]
+    least = _LEAST_INT8 if plan.compression == "int8" else _LEAST[plan.precision]
     similarities = [_cosine(one, two) for one, two in zip(expected, computed, strict=True)]
     # NaN is the worst of all, and compares as neither less nor more.
     index = min(
@@ -43,13 +42,15 @@ def demand_parity(
     )
     similarity = similarities[index]
     if not similarity >= least:
-        error = float((expected[index] - computed[index]).abs().max())
+        error = float((expected[index].double() - computed[index].double()).abs().max())
         scale = float(expected[index].abs().max())
         raise ParityError(
-            f"{name} on {backend.device} in {backend.precision} does not compute what torch does: "
+            f"{plan.graph} on {plan.device} in {plan.precision} does not compute what torch does: "
             f"output {index} has a cosine similarity of {similarity:.5f} (wanted {least}) and a "
             f"maximum error of {error:.3g} where torch's values reach {scale:.3g}; "
-            f'give precision="f32", update the device\'s driver and OpenVINO, or run it on torch'
+            f'give precision="f32", update the device\'s driver and OpenVINO, or run it on torch',
+            component=plan.graph,
+            device=plan.device,
         )
 
 

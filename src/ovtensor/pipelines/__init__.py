@@ -1,10 +1,10 @@
-"""SDXL pipelines with each component on torch or on OpenVINO."""
+"""diffusers' pipelines with each component on torch or on OpenVINO."""
 
 import importlib.util
 
 from ovtensor.engine.backend import Backend
 from ovtensor.engine.events import Event
-from ovtensor.pipelines.entry import sdxl_pipeline, split_backends
+from ovtensor.pipelines.entry import pipeline, sdxl_pipeline, split_backends
 from ovtensor.pipelines.report import ComponentReport, Report
 from ovtensor.pipelines.session import Session
 
@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "Report",
     "Session",
+    "pipeline",
     "sdxl_pipeline",
     "split_backends",
 ]

@@ -1,8 +1,9 @@
-"""The pipeline that a session lends: diffusers' own, whose calls may overlap.
+"""The pipeline that a block gives: a copy of diffusers' own, whose calls may overlap.
 
 diffusers keeps the state of a call in the pipeline, in its scheduler and in its tokenizers. Here a
 call that finds the pipeline busy runs on a copy of it with its own of these; all else is shared.
-The class of the pipeline is exchanged for a subclass of it: Python looks ``__call__`` up there.
+The copy's class is a subclass of the pipeline's: Python looks ``__call__`` up there. The pipeline
+that it is a copy of is not touched.
 """
 
 from __future__ import annotations
@@ -11,59 +12,78 @@ import copy
 import functools
 import inspect
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ovtensor.engine.events import Event
-from ovtensor.errors import InputError, NonFiniteError, SessionClosedError
+from ovtensor.errors import InputError, SessionClosedError
+from ovtensor.pipelines.proxies import is_proxy, unsaved
+from ovtensor.pipelines.steps import StepWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ovtensor.engine.events import Events
+    from ovtensor.nonfinite import Policy
 
-_STATE = "_ovtensor_lent"
+_STATE = "_ovtensor_state"
 _WATCH = "_ovtensor_watch"  # of the call that runs on a pipeline
 
 
 class _State:
-    """Shared by a lent pipeline and the copies of it that run."""
+    """Shared by an attached pipeline and the copies of it that run."""
 
-    def __init__(self, events: Events, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tokenizers: Iterable[str],
+        events: Events,
+        nonfinite: Policy | None,
+        ended: Callable[[], None],
+    ) -> None:
+        self.tokenizers = tuple(tokenizers)
         self.events = events
+        self.nonfinite = nonfinite
         self.ended = ended  # called after each call
         self.busy = threading.Lock()  # held while a call runs on the pipeline itself
         self.copies: dict[int, Any] = {}  # on which other calls run, by identity
 
 
-def lend(pipe: Any, events: Events, ended: Callable[[], None]) -> Callable[[], None]:
-    """Make a pipeline's calls safe and watched, ``ended`` after each; the result undoes that."""
-    own: Any = type(pipe)
-    pipe.__dict__[_STATE] = _State(events, ended)
-    pipe.__class__ = _lent_class(own)
-
-    def give_back() -> None:
-        pipe.__class__ = own
-        del pipe.__dict__[_STATE]
-
-    return give_back
+def attach(
+    pipe: Any,
+    *,
+    tokenizers: Iterable[str],
+    events: Events,
+    nonfinite: Policy | None,
+    ended: Callable[[], None],
+) -> Any:
+    """A copy of ``pipe`` whose calls are kept apart and watched, ``ended`` after each."""
+    state = _State(tokenizers, events, nonfinite, ended)
+    attached = _copied(pipe, state)
+    attached.__dict__[_STATE] = state
+    attached.__class__ = _attached_class(type(pipe))
+    return attached
 
 
 def copied(pipe: Any) -> Any:
-    """Another pipeline of the same components, with a scheduler and tokenizers of its own."""
+    """Another attached pipeline of the same components, with its own scheduler and tokenizers."""
+    return _copied(pipe, pipe.__dict__[_STATE])
+
+
+def put(pipe: Any, name: str, component: Any) -> None:
+    """Put a component into an attached pipeline; its config goes on to name the original."""
+    pipe.__dict__[name] = component
+
+
+def _copied(pipe: Any, state: _State) -> Any:
     other = copy.copy(pipe)
-    for name in ("tokenizer", "tokenizer_2"):  # they keep the padding of the call that goes on
+    for name in state.tokenizers:  # they keep the padding of the call that goes on
         if getattr(pipe, name, None) is not None:
-            setattr(other, name, copy.deepcopy(getattr(pipe, name)))
+            put(other, name, copy.deepcopy(getattr(pipe, name)))
     scheduler = pipe.scheduler
     # As new: the state of a scheduler in use is no start for another one.
-    other.scheduler = type(scheduler).from_config(scheduler.config)
+    put(other, "scheduler", type(scheduler).from_config(scheduler.config))
     return other
 
 
-class _Lent:
+class _Attached:
     """What the subclass adds; every other attribute is that of the pipeline's own class."""
 
     __dict__: dict[str, Any]
@@ -73,14 +93,14 @@ class _Lent:
         state: _State = self.__dict__[_STATE]
         if state.busy.acquire(blocking=False):
             try:
-                return _run(self._own_class, self, state.events, args, kwargs)
+                return _run(self._own_class, self, state, args, kwargs)
             finally:
                 state.busy.release()
                 state.ended()
         other = copied(self)
         state.copies[id(other)] = other
         try:
-            return _run(self._own_class, other, state.events, args, kwargs)
+            return _run(self._own_class, other, state, args, kwargs)
         finally:
             del state.copies[id(other)]
             state.ended()
@@ -101,10 +121,8 @@ class _Lent:
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what diffusers would leave out of the folder, and out of the pipeline's config."""
-        from ovtensor.pipelines.proxies import stands_in, unsaved
-
         for name, component in self.components.items():  # type: ignore[attr-defined]
-            if stands_in(component):
+            if is_proxy(component):
                 raise unsaved(name)
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
@@ -122,48 +140,6 @@ class _Lent:
                 other.__dict__["_interrupt"] = True
 
 
-class _Watch:
-    """Called at the end of each step: checks the latents, tells of the step, asks the caller's."""
-
-    def __init__(self, events: Events, callback: Any, tensors: list[str] | None) -> None:
-        self._events = events
-        self._callback = callback
-        # diffusers' own callback objects say by themselves what they want
-        wanted = getattr(callback, "tensor_inputs", tensors)
-        self._wanted = ["latents"] if wanted is None else list(wanted)
-        self.needs = list(dict.fromkeys([*self._wanted, "latents"]))
-        self._start = time.perf_counter()
-
-    def begin(self, pipe: Any, step: int) -> None:
-        """Tell that a step begins."""
-        self._events.emit(Event("step", "started", "unet", None, step, _steps(pipe)))
-        self._start = time.perf_counter()
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        seconds = time.perf_counter() - self._start
-        latents, steps = tensors["latents"], _steps(pipe)
-        if not torch.isfinite(latents).all():
-            broken = int((~torch.isfinite(latents)).sum())
-            of = "" if steps is None else f" of {steps}"
-            raise NonFiniteError(
-                f"the unet gave NaN or infinity at step {step + 1}{of} (timestep "
-                f"{float(timestep):g}): {broken} of {latents.numel()} latents; most often its "
-                f'precision is too narrow, so give unet=Backend(..., precision="f32")'
-            )
-        self._events.emit(Event("step", "finished", "unet", seconds, step, steps))
-        changed = {}
-        if self._callback is not None:
-            wanted = {name: tensors[name] for name in self._wanted}
-            changed = self._callback(pipe, step, timestep, wanted)
-        if step + 1 != steps and not getattr(pipe, "interrupt", False):
-            self.begin(pipe, step + 1)
-        return changed
-
-
-def _steps(pipe: Any) -> int | None:
-    return getattr(pipe, "num_timesteps", None)
-
-
 class ClosedComponent:
     """What a pipeline finds in place of its components after its session was closed."""
 
@@ -175,7 +151,8 @@ class ClosedComponent:
             raise AttributeError(attribute)
         raise SessionClosedError(
             f"the pipeline's {self.__dict__['name']} was released when its session was closed; "
-            f"use the pipeline inside the `with` block, or open a new session"
+            f"use the pipeline inside the `with` block, or open a new session",
+            component=self.__dict__["name"],
         )
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
@@ -183,13 +160,14 @@ class ClosedComponent:
         return self.forward
 
 
-def _run(own: Any, pipe: Any, events: Events, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(own: Any, pipe: Any, state: _State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a pipeline as its own class would be called, and watch its steps."""
     signature = inspect.signature(own.__call__)
     if "callback_on_step_end" in signature.parameters:
         bound = signature.bind(pipe, *args, **kwargs)
-        watch = _Watch(
-            events,
+        watch = StepWatch(
+            state.events,
+            state.nonfinite,
             bound.arguments.get("callback_on_step_end"),
             bound.arguments.get("callback_on_step_end_tensor_inputs"),
         )
@@ -204,6 +182,6 @@ def _run(own: Any, pipe: Any, events: Events, args: tuple[Any, ...], kwargs: dic
 
 
 @functools.cache
-def _lent_class(own: Any) -> type:
+def _attached_class(own: Any) -> type:
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    return type(own.__name__, (_Lent, own), {**names, "_own_class": own})
+    return type(own.__name__, (_Attached, own), {**names, "_own_class": own})

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ovtensor.engine.backend import Backend, torch_dtype
 from ovtensor.engine.compiled import RunnerStats
+from ovtensor.engine.devices import TORCH_DTYPES, torch_dtype
+from ovtensor.engine.graph import GraphSpec
 from ovtensor.engine.identity import plain
-from ovtensor.engine.memory import takes_much
 from ovtensor.engine.runners import DeferredRunner, Runner, TorchRunner
 from ovtensor.engine.weights import release_weights
 from ovtensor.errors import ComponentError
-from ovtensor.pipelines import graphs
-from ovtensor.pipelines.proxies import TextEncoderStandIn, UNetStandIn, guarded_vae, vae_stand_in
+from ovtensor.pipelines.kinds import Attachment, kind_of, known_classes
 from ovtensor.pipelines.report import ComponentReport, Report
-from ovtensor.pipelines.sources import COMPONENTS
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Protocol
+    from collections.abc import Callable, Iterator, Mapping
 
+    from ovtensor.engine.backend import Backend
     from ovtensor.engine.events import Events
     from ovtensor.engine.opening import Opener
-    from ovtensor.pipelines.lora import Lora
-    from ovtensor.pipelines.sources import Source
+    from ovtensor.engine.plan import ConversionPlan
+    from ovtensor.nonfinite import Policy
+    from ovtensor.pipelines.kinds import GraphKind, Kind
+    from ovtensor.pipelines.kinds.base import Run
+    from ovtensor.pipelines.sources import ComponentSource
 
-    class Run(Protocol):
-        """Makes the runner of a graph of the component, on request in float32."""
-
-        def __call__(self, make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
-            """Make it."""
-            ...
+_PRECISIONS = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+def graph_spec(component: str, part: GraphKind, source: ComponentSource) -> GraphSpec:
+    """The spec of one of a component's graphs."""
+    name = component + part.suffix
+    return GraphSpec(name, source, functools.partial(part.make, name), part.traits)
 
 
 class Builder:
@@ -50,96 +50,104 @@ class Builder:
     def __init__(
         self,
         backends: Mapping[str, Backend],
-        sources: Mapping[str, Source],
-        loras: Mapping[str, Sequence[Lora]],
+        arguments: Mapping[str, str],
+        sources: Mapping[str, ComponentSource],
         opener: Opener,
         events: Events,
+        nonfinite: Policy | None,
         undo: contextlib.ExitStack,
     ) -> None:
         self._backends = backends
+        self._arguments = arguments
         self._sources = dict(sources)
-        self._loras = loras
         self._opener = opener
         self._events = events
+        self._nonfinite = nonfinite
         self._undo = undo
         self._precisions: dict[str, str] = {}
         self._stats: dict[str, list[Callable[[], RunnerStats]]] = {}
+        self._runners: dict[str, list[Runner]] = {}
         undo.callback(self._sources.clear)  # they may hold modules, and this outlives them
 
     def build(self, name: str, original: Any, interface: torch.dtype, *, encodes: bool) -> Any:
         """What takes the place of ``original``, or ``original`` itself if nothing has to.
 
-        Pipelines see ``interface`` as its dtype. The VAE's encoder is made ready at once if the
-        pipeline ``encodes`` pictures, else when it is first called.
+        Pipelines see ``interface`` as its dtype. An encoder of pictures is made ready at once if
+        the pipeline ``encodes`` them, else when it is first called.
 
         Raises
         ------
         ComponentError
             If it cannot be converted, compiled or run.
         """
-        backend, source = self._backends[name], self._sources[name]
-        loras = self._loras.get(name, ())
-        self._stats[name] = []
+        backend, kind = self._backends[name], kind_of(original)
+        self._stats[name], self._runners[name] = [], []
+        to = Attachment(
+            name=name,
+            argument=self._arguments[name],
+            dtype=interface,
+            narrow=backend.precision != "f32" or backend.weights is not None,
+            encodes=encodes,
+            events=self._events,
+            nonfinite=self._nonfinite,
+        )
         if backend.kind == "openvino":
-            self._precisions[name] = backend.precision
-            narrow = backend.precision != "f32" or backend.weights is not None
-
-            def compiled(make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
-                wide = dataclasses.replace(backend, precision="f32", weights=None)
-                return self._opener.open(source, loras, make, wide if in_f32 else backend)
-
-            return self._stand_in(name, source.skeleton, interface, compiled, narrow, encodes)
-
-        dtype = _dtype_on_torch(name, original, backend)
-        same = dtype == original.dtype and not loras
-        module = original if same else source.load(dtype, loras)
-        if source.in_memory(dtype, loras):
-            _release_if_large(name, module)
-        self._precisions[name] = _NAMES.get(dtype, str(dtype))
-        narrow = dtype != torch.float32
-        convertible = name != "vae" or hasattr(module, "post_quant_conv")
-        # A VAE that is not in float32 needs another one to fall back to.
-        fits = dtype == interface and not (name == "vae" and narrow)
-        if fits or not convertible:
-            stats = _stats_of(module)
-            self._stats[name].append(lambda: stats)
-            return guarded_vae(module, self._events) if name == "vae" else module
-
-        def eager(make: Callable[[Any], graphs.Graph], *, in_f32: bool = False) -> Runner:
-            return TorchRunner(make(source.load(torch.float32, loras) if in_f32 else module))
-
-        return self._stand_in(name, plain(original), interface, eager, narrow, encodes)
+            return self._on_openvino(convertible(name, to.argument, original), original, to)
+        return self._on_torch(kind, original, to)
 
     def report(self) -> Report:
         """What each component runs on and what it has cost, in the pipeline's order."""
-        return Report(self._row(name) for name in reversed(COMPONENTS) if name in self._stats)
+        return Report(self._row(name) for name in reversed(self._stats))
 
-    def _stand_in(
-        self, name: str, shown: Any, interface: torch.dtype, run: Run, narrow: bool, encodes: bool
-    ) -> Any:
-        def keep(runner: Runner) -> Runner:
+    def _on_openvino(self, kind: Kind, original: Any, to: Attachment) -> Any:
+        name = to.name
+        backend, source = self._backends[name], self._sources[name]
+        del original
+        self._precisions[name] = backend.precision
+        wide = dataclasses.replace(backend, precision="f32", weights=None)
+
+        def make(part: GraphKind, in_f32: bool) -> Runner:
+            spec = graph_spec(name, part, source)
+            return self._opener.open(spec, wide if in_f32 else backend)
+
+        return kind.proxy(source.meta_module, self._run(name, make), to)
+
+    def _on_torch(self, kind: Kind | None, original: Any, to: Attachment) -> Any:
+        name = to.name
+        backend, source = self._backends[name], self._sources[name]
+        dtype = torch_dtype(backend.precision)
+        if backend.precision == "auto":
+            dtype = original.dtype if kind is None else kind.dtype_on_torch(original)
+        same = dtype == original.dtype and not source.adapted
+        module = original if same else source.load(dtype)
+        if source.in_memory(dtype):
+            self._file_if_large(name, module)
+        self._precisions[name] = _PRECISIONS.get(dtype, str(dtype))
+        to = dataclasses.replace(to, narrow=dtype != torch.float32)
+        if kind is None or not kind.graphs or (dtype == to.dtype and not kind.reruns(to)):
+            stats = _stats_of(module)
+            self._stats[name].append(lambda: stats)
+            return module if kind is None else kind.watched(module, to)
+
+        def make(part: GraphKind, in_f32: bool) -> Runner:
+            computed = source.load(torch.float32) if in_f32 else module
+            return TorchRunner(part.make(name + part.suffix, computed))
+
+        return kind.proxy(plain(original), self._run(name, make), to)
+
+    def _run(self, name: str, make: Callable[[GraphKind, bool], Runner]) -> Run:
+        def run(part: GraphKind, *, in_f32: bool = False, deferred: bool = False) -> Runner:
+            runner: Runner = DeferredRunner(
+                name + part.suffix, functools.partial(make, part, in_f32)
+            )
             self._undo.callback(runner.close)
             self._stats[name].append(lambda: runner.stats)
+            self._runners[name].append(runner)
+            if not deferred:
+                runner.open()
             return runner
 
-        if name == "unet":
-            return UNetStandIn(keep(run(graphs.unet_graph)), shown, interface)
-        if name != "vae":
-            runner = keep(run(lambda module: graphs.text_encoder_graph(name, module)))
-            return TextEncoderStandIn(runner, shown, interface)
-        if not hasattr(shown, "post_quant_conv"):
-            raise ComponentError(
-                f"a VAE of the class {type(shown).__qualname__} cannot be converted, only an "
-                f'AutoencoderKL; run it on torch (vae="torch")'
-            )
-        encoder = DeferredRunner("vae_encoder", lambda: run(graphs.vae_encoder_graph))
-        keep(encoder)
-        if encodes:
-            encoder.open()
-        decoder = keep(run(graphs.vae_decoder_graph))
-        in_f32 = DeferredRunner("vae_decoder", lambda: run(graphs.vae_decoder_graph, in_f32=True))
-        keep(in_f32)
-        return vae_stand_in(shown, encoder, decoder, in_f32 if narrow else None, self._events)
+        return run
 
     def _row(self, name: str) -> ComponentReport:
         backend = self._backends[name]
@@ -158,32 +166,51 @@ class Builder:
             compiles=sum(entry.compiles for entry in stats),
             inferences=sum(entry.inferences for entry in stats),
             cache=next((state for state in ("miss", "hit") if state in states), "off"),
+            plans=tuple(self._plans(name)),
         )
 
+    def _plans(self, name: str) -> Iterator[ConversionPlan]:
+        for runner in self._runners[name]:
+            if runner.plan is not None:
+                yield runner.plan
 
-def _release_if_large(name: str, module: Any) -> None:
-    """Move weights that would take much of the memory to a file."""
-    size = sum(parameter.nbytes for parameter in module.parameters())
-    if not takes_much(size):
-        return
-    try:
-        release_weights(module)
-    except OSError as error:
-        warnings.warn(
-            f"the weights of {name}, {size} bytes, stay in memory, since they could not be written "
-            f"to a temporary file: {error}",
-            RuntimeWarning,
-            stacklevel=2,
+    def _file_if_large(self, name: str, module: Any) -> None:
+        """Move weights that would take much of the memory to a file."""
+        size = sum(parameter.nbytes for parameter in module.parameters())
+        if not self._opener.memory.files_weights(size):
+            return
+        try:
+            release_weights(module)
+        except OSError as error:
+            warnings.warn(
+                f"the weights of {name}, {size} bytes, stay in memory, since they could not be "
+                f"written to a temporary file: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def convertible(name: str, argument: str, module: Any) -> Kind:
+    """The kind of a component that is to run on OpenVINO.
+
+    Raises
+    ------
+    ComponentError
+        If none is known, or something about it cannot be converted.
+    """
+    kind, given = kind_of(module), type(plain(module)).__qualname__
+    cure = f'run it on torch ({argument}="torch")'
+    if kind is None or not kind.graphs:
+        raise ComponentError(
+            f"the {name} is a {given}, which cannot be converted; OpenVINO runs "
+            f"{', '.join(known_classes())}; {cure}",
+            component=name,
         )
-
-
-def _dtype_on_torch(name: str, original: Any, backend: Backend) -> torch.dtype:
-    if backend.precision != "auto":
-        return torch_dtype(backend.precision)
-    dtype: torch.dtype = original.dtype
-    if name == "vae" and dtype == torch.float16 and original.config.get("force_upcast"):
-        return torch.float32  # as diffusers does
-    return dtype
+    if obstacle := kind.obstacle(module):
+        raise ComponentError(
+            f"the {name} ({given}) cannot be converted: {obstacle}; {cure}", component=name
+        )
+    return kind
 
 
 def _stats_of(module: torch.nn.Module) -> RunnerStats:

@@ -1,26 +1,26 @@
-"""The folder of a saved pipeline: where it is, and whether it is a whole SDXL model."""
+"""The folder of a saved pipeline: where it is, what family it is of, and whether it is whole."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ovtensor.errors import ModelError
+from ovtensor.pipelines.families import family_called, unknown_family
 
 WEIGHTS = ("*.safetensors", "*.bin")
-# Folders of a saved SDXL pipeline that must hold weights, and those that need only a config. A
-# refiner's index says of the first text encoder and tokenizer that there are none.
-MODEL_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
+if TYPE_CHECKING:
+    from ovtensor.pipelines.families import Family
 
 
-def model_folder(model: str | Path) -> Path:
-    """The folder of a model, downloaded if it is a hub id.
+def model_folder(model: str | Path) -> tuple[Path, Family]:
+    """The folder of a model, downloaded if it is a hub id, and its family.
 
     Raises
     ------
     ModelError
-        If it is no complete SDXL model; the message says which part is missing.
+        If it is no complete model of a known family; the message says which part is missing.
     """
     path, source = Path(model), str(model)
     if not path.exists():
@@ -35,8 +35,7 @@ def model_folder(model: str | Path) -> Path:
             path = Path(DiffusionPipeline.download(source))
         except Exception as error:
             raise ModelError(f"diffusers could not download {source!r}: {error}") from error
-    _check_folder(path)
-    return path
+    return path, _checked(path)
 
 
 def variant_of(folder: Path) -> str | None:
@@ -51,41 +50,84 @@ def variant_of(folder: Path) -> str | None:
     return min(variants) if variants else None
 
 
-def _check_folder(path: Path) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{str(path)!r} holds a {type(content).__name__} and not an object")
+    return content
+
+
+def _checked(path: Path) -> Family:
+    """The family of a folder's pipeline, whose parts are all there."""
     if path.is_file():
         raise ModelError(
-            f"{str(path)!r} is a single file; load it with "
-            f"StableDiffusionXLPipeline.from_single_file and pass the pipeline"
+            f"{str(path)!r} is a single file; load it with from_single_file of diffusers' pipeline "
+            f"and pass that"
         )
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelError(
             f"{str(path)!r} has no model_index.json, so it is not a saved diffusers pipeline"
         )
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        name = content.get("_class_name")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ModelError(f"{str(index)!r} is not the index of a pipeline: {error}") from error
-    if name is None or not str(name).startswith("StableDiffusionXL"):
-        known = " (Stable Diffusion 1.5 or 2)" if name == "StableDiffusionPipeline" else ""
+    content = read_json(index)
+    name = content.get("_class_name")
+    if not isinstance(name, str):
+        raise ModelError(f"{str(index)!r} is not the index of a pipeline: it has no _class_name")
+    family = family_called(name)
+    if family is None:
+        raise unknown_family(f"the {name} in {str(path)!r}")
+    parts = (*family.components, *family.tokenizers, "scheduler")
+    odd = [part for part in parts if part in content and not _is_entry(content[part])]
+    if odd:
         raise ModelError(
-            f"{str(path)!r} holds a {name}{known}; ovtensor runs StableDiffusionXL pipelines"
+            f"{str(index)!r} is not the index of a pipeline: {odd[0]} is {content[odd[0]]!r:.60}, "
+            f"and should be a pair of a library and a class"
         )
-    absent = {part for part, entry in content.items() if entry == [None, None]}
-    missing = [
-        part
-        for part in (*MODEL_PARTS, *_OTHER_PARTS)
-        if part not in absent and not (path / part).is_dir()
-    ]
+    # A refiner's index says of the first text encoder and tokenizer that there are none.
+    present = [part for part in parts if content.get(part) != [None, None]]
+    missing = [part for part in present if not (path / part).is_dir()]
     if missing:
-        raise ModelError(f"the SDXL model in {str(path)!r} has no {', '.join(missing)} folder")
+        raise ModelError(
+            f"the {family.name} model in {str(path)!r} has no {', '.join(missing)} folder"
+        )
     bare = [
         part
-        for part in MODEL_PARTS
-        if part not in absent and not any(next((path / part).glob(kind), None) for kind in WEIGHTS)
+        for part in present
+        if part in family.components
+        and not any(next((path / part).glob(kind), None) for kind in WEIGHTS)
     ]
     if bare:
         raise ModelError(
-            f"the SDXL model in {str(path)!r} has no weights (*.safetensors) in {', '.join(bare)}"
+            f"the {family.name} model in {str(path)!r} has no weights (*.safetensors) in "
+            f"{', '.join(bare)}"
         )
+    for part in present:
+        _check_shards(path / part)
+    return family
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an index says of a component what it is: two names, or twice that there is none."""
+    pair = isinstance(entry, list) and len(entry) == 2
+    return pair and (all(isinstance(one, str) for one in entry) or entry == [None, None])
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse an index of shards that leads out of its folder."""
+    for index in folder.glob("*.index.json"):
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise ModelError(f"{str(index)!r} has no weight_map, so it is no index of shards")
+        for name in set(map(str, files.values())):
+            if set(name) & set("/\\:") or not (folder / name).is_file():
+                raise ModelError(f"{str(index)!r} names {name!r}, which is no file beside it")

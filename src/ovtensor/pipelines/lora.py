@@ -8,7 +8,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from diffusers import StableDiffusionXLPipeline
+import diffusers
 from diffusers.utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
@@ -16,21 +16,23 @@ from diffusers.utils import (
     scale_lora_layers,
 )
 
+from ovtensor.engine.copies import with_dtype
+from ovtensor.engine.identity import versions
 from ovtensor.errors import InputError, MissingExtraError, ModelError
 from ovtensor.pipelines.adapters import merge_adapters
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     import torch
 
     from ovtensor.cache import Store
+    from ovtensor.pipelines.sources import ComponentSource
 
     Given: TypeAlias = tuple[str | os.PathLike[str] | Mapping[str, torch.Tensor], float]
 
-ADAPTED = ("unet", "text_encoder", "text_encoder_2")
 _ADAPTER = "ovtensor"  # name of an adapter while it is being fused
 # What follows the name of the adapted layer in a key.
 _SUFFIX = re.compile(r"\.(lora|lokr|hada)_.*$")
@@ -38,15 +40,19 @@ _SUFFIX = re.compile(r"\.(lora|lokr|hada)_.*$")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lora:
-    """One LoRA file: per component, peft's tensors for the layers that the component has."""
+    """One LoRA file: per component, peft's tensors for the layers that the component has.
+
+    ``loader`` is the pipeline class of diffusers that fuses it.
+    """
 
     name: str
     scale: float
+    loader: Any
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     alphas: Mapping[str, float] | None
     metadata: Mapping[str, Any] | None
 
-    def facts(self, component: str, store: Store) -> list[Any]:
+    def key_fields(self, component: str, store: Store) -> list[Any]:
         """What tells the effect on a component from all others."""
         alphas = sorted((self.alphas or {}).items())
         metadata = json.dumps(dict(self.metadata or {}), sort_keys=True, default=str)
@@ -69,9 +75,9 @@ class Lora:
         }
         try:
             if component == "unet":
-                StableDiffusionXLPipeline.load_lora_into_unet(state, unet=module, **options)
+                self.loader.load_lora_into_unet(state, unet=module, **options)
             else:
-                StableDiffusionXLPipeline.load_lora_into_text_encoder(
+                self.loader.load_lora_into_text_encoder(
                     state, text_encoder=module, prefix=component, **options
                 )
             scale_lora_layers(module, self.scale)
@@ -82,8 +88,59 @@ class Lora:
             ) from error
 
 
-def read(given: Iterable[Given], modules: Mapping[str, Any]) -> tuple[Lora, ...]:
+class AdaptedSource:
+    """Weights of a component with LoRAs added to them; their own source is not changed."""
+
+    sixteen_bit: torch.dtype | None = None  # they are added in the dtype of the arithmetic
+    adapted = True
+
+    def __init__(self, source: ComponentSource, component: str, loras: Sequence[Lora]) -> None:
+        self._source = source
+        self._component = component
+        self._loras = loras
+
+    @property
+    def meta_module(self) -> Any:
+        """See :class:`.Source`."""
+        return self._source.meta_module
+
+    @property
+    def size(self) -> int:
+        """See :class:`.Source`."""
+        return self._source.size
+
+    @property
+    def owned(self) -> bool:
+        """See :class:`.ComponentSource`."""
+        return self._source.owned
+
+    def load(self, dtype: torch.dtype) -> Any:
+        """See :class:`.Source`."""
+        module = self._source.load(dtype)
+        if module is self.meta_module and not self.owned:  # the caller's
+            module = with_dtype(module, dtype, own=True)
+        for lora in self._loras:
+            lora.fuse(self._component, module)
+        return module
+
+    def in_memory(self, dtype: torch.dtype) -> bool:
+        """See :class:`.ComponentSource`: what LoRAs were added to was computed."""
+        del dtype
+        return self.owned
+
+    def key_fields(self, store: Store) -> dict[str, Any]:
+        """See :class:`.Source`."""
+        return {
+            **self._source.key_fields(store),
+            "loras": [lora.key_fields(self._component, store) for lora in self._loras],
+            "peft": versions("peft"),
+        }
+
+
+def read(given: Iterable[Given], modules: Mapping[str, Any], loader: str) -> tuple[Lora, ...]:
     """Read LoRAs for a pipeline's components; ``modules`` may be on the meta device.
+
+    ``loader`` is the name of the pipeline class of diffusers that reads them.
 
     Warns of tensors that belong to no layer, and lists them.
 
@@ -106,11 +163,11 @@ def read(given: Iterable[Given], modules: Mapping[str, Any]) -> tuple[Lora, ...]
                 f"loras takes pairs of a path or state dict and a scale, not {entry!r:.80}; "
                 f'such as loras=[("style.safetensors", 0.8)]'
             ) from error
-        loras.append(_read(source, scale, modules))
+        loras.append(_read(source, scale, modules, getattr(diffusers, loader)))
     return tuple(loras)
 
 
-def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
+def _read(source: Any, scale: float, modules: Mapping[str, Any], loader: Any) -> Lora:
     name = "(a state dict)" if hasattr(source, "items") else repr(str(source))
     try:
         import peft  # noqa: F401
@@ -119,7 +176,7 @@ def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
             'loras need peft, which is not installed: pip install "ovtensor[lora]"', name="peft"
         ) from error
     try:
-        state, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
+        state, alphas, metadata = loader.lora_state_dict(
             dict(source) if hasattr(source, "items") else str(source),
             unet_config=modules["unet"].config,
             return_lora_metadata=True,
@@ -153,7 +210,7 @@ def _read(source: Any, scale: float, modules: Mapping[str, Any]) -> Lora:
             f"are left out{_listing(unmatched)}",
             stacklevel=2,
         )
-    return Lora(name, scale, tensors, alphas, metadata)
+    return Lora(name, scale, loader, tensors, alphas, metadata)
 
 
 def _in_peft_format(component: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ovtensor.engine.plan import ConversionPlan
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ComponentReport:
@@ -33,6 +35,8 @@ class ComponentReport:
         How often that happened so far.
     cache : {"off", "hit", "miss"}
         Whether the converted model was found in the cache.
+    plans : tuple of ConversionPlan
+        How each of its graphs that are open was converted and compiled; empty on torch.
     """
 
     component: str
@@ -46,6 +50,7 @@ class ComponentReport:
     compiles: int
     inferences: int
     cache: Literal["off", "hit", "miss"]
+    plans: tuple[ConversionPlan, ...] = ()
 
 
 class Report(tuple[ComponentReport, ...]):

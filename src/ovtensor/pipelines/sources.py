@@ -1,8 +1,4 @@
-"""Where the weights of a component come from: a folder, or a module that the caller has.
-
-Both kinds can tell them from all others, for a cache, and show a component without its weights,
-which is all that a stand-in needs; the weights are loaded when there is something to convert.
-"""
+"""Where the weights of a pipeline's component come from: a folder, or a loaded module."""
 
 from __future__ import annotations
 
@@ -12,93 +8,82 @@ import importlib
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ovtensor.engine.backend import HALVES
-from ovtensor.engine.copies import not_offloaded, with_dtype
-from ovtensor.engine.identity import config_of, plain, structure, told
+from ovtensor.engine.copies import with_dtype
+from ovtensor.engine.devices import SIXTEEN_BIT
+from ovtensor.engine.identity import structure, told, versions
+from ovtensor.engine.sources import ModuleSource
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.adapters import has_adapters, merge_adapters
-from ovtensor.pipelines.folders import WEIGHTS, variant_of
-from ovtensor.tensors.host import qualified_name
+from ovtensor.pipelines.folders import WEIGHTS, read_json, variant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
+    from typing import Protocol
 
     from ovtensor.cache import Store
-    from ovtensor.pipelines.lora import Lora
+    from ovtensor.engine.sources import Source
 
-# The order of conversion is the order of weight, so that the largest one finds the most memory.
-COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "vae")
+    class ComponentSource(Source, Protocol):
+        """The weights of one component."""
+
+        @property
+        def owned(self) -> bool:
+            """Whether what ``load`` gives is the session's own."""
+            ...
+
+        @property
+        def adapted(self) -> bool:
+            """Whether ``load`` adds to the weights."""
+            ...
+
+        def in_memory(self, dtype: torch.dtype) -> bool:
+            """Whether what ``load`` gives is owned and was computed, not just mapped."""
+            ...
 
 
-class Source(Protocol):
-    """The weights of one component."""
-
-    @property
-    def skeleton(self) -> Any:
-        """The component, whose tensors may have no values."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """How many weights it has."""
-        ...
-
-    @property
-    def halves(self) -> torch.dtype | None:
-        """The dtype of 16 bits that all weights have, if they may be loaded in it and changed."""
-        ...
-
-    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
-        """The component with weights in ``dtype`` and LoRAs fused in; the caller's is not changed.
-
-        Without LoRAs and of the right dtype it can be the caller's own module.
-        """
-        ...
-
-    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
-        """Whether what ``load`` gives is the session's own and was computed, not just mapped."""
-        ...
-
-    def facts(self, store: Store) -> dict[str, Any]:
-        """What tells these weights from all others; raises ``UndescribedError`` if nothing can."""
-        ...
+_LIBRARIES = ("diffusers", "transformers")
+# They patch torch while they load; two threads at once would leave it patched for the process.
+LOADING = threading.RLock()
 
 
 class FolderSource:
-    """A component's folder in a saved pipeline; nothing is imported before ``skeleton`` is."""
+    """A component's folder in a saved pipeline; its library is imported when a module is wanted."""
+
+    owned, adapted = True, False
 
     def __init__(self, name: str, folder: Path, library: str, kind: str) -> None:
         self._name = name
         self._folder = folder
-        self._library, self._kind = library, kind
+        self._library, self.class_name = library, kind
         # What is imported only now is as it was installed.
         self._may_be_patched = library in sys.modules
 
     @functools.cached_property
     def _class(self) -> Any:
-        return getattr(importlib.import_module(self._library), self._kind)
+        return getattr(importlib.import_module(self._library), self.class_name)
 
     @functools.cached_property
-    def skeleton(self) -> Any:
+    def meta_module(self) -> Any:
         """See :class:`Source`."""
         try:
-            with torch.device("meta"):  # makes the layers and none of their weights
+            with LOADING, torch.device("meta"):  # makes the layers and none of their weights
                 if self._library == "diffusers":
-                    skeleton = self._class.from_config(self._class.load_config(self._folder))
+                    module = self._class.from_config(self._class.load_config(self._folder))
                 else:
                     config = self._class.config_class.from_pretrained(self._folder)
-                    skeleton = self._class(config)
+                    module = self._class(config)
         except Exception as error:
             raise ModelError(
-                f"the config in {str(self._folder)!r} makes no {self._kind}: {error}"
+                f"the config in {str(self._folder)!r} makes no {self.class_name}: {error}"
             ) from error
-        return skeleton.eval()
+        return module.eval()
 
     @property
     def size(self) -> int:
@@ -106,10 +91,10 @@ class FolderSource:
         return self._stored[1]
 
     @property
-    def halves(self) -> torch.dtype | None:
+    def sixteen_bit(self) -> torch.dtype | None:
         """See :class:`Source`."""
         dtype, _ = self._stored
-        return dtype if dtype in HALVES else None
+        return dtype if dtype in SIXTEEN_BIT else None
 
     @functools.cached_property
     def _stored(self) -> tuple[torch.dtype | None, int]:
@@ -128,15 +113,16 @@ class FolderSource:
         dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
         return dtypes.get(found.pop()) if len(found) == 1 else None, size
 
-    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
+    def load(self, dtype: torch.dtype) -> Any:
         """See :class:`Source`."""
         try:
-            module, found = self._class.from_pretrained(
-                self._folder,
-                dtype=dtype,
-                variant=variant_of(self._folder),
-                output_loading_info=True,
-            )
+            with LOADING:
+                module, found = self._class.from_pretrained(
+                    self._folder,
+                    dtype=dtype,
+                    variant=variant_of(self._folder),
+                    output_loading_info=True,
+                )
         except Exception as error:
             raise ModelError(
                 f"the weights in {str(self._folder)!r} do not load: {error}"
@@ -145,93 +131,72 @@ class FolderSource:
         if missing := sorted(found["missing_keys"]):
             raise ModelError(
                 f"the weights in {str(self._folder)!r} lack {len(missing)} of the tensors of a "
-                f"{self._kind}: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
+                f"{self.class_name}: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
             )
         # from_pretrained keeps some modules of text encoders in float32 where the config says so.
-        module = with_dtype(module, dtype)
-        for lora in loras:
-            lora.fuse(self._name, module)
-        return module
+        return with_dtype(module, dtype)
 
-    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
-        """See :class:`Source`."""
-        return bool(loras) or dtype != self._stored[0]
+    def in_memory(self, dtype: torch.dtype) -> bool:
+        """See :class:`ComponentSource`."""
+        return dtype != self._stored[0]
 
-    def facts(self, store: Store) -> dict[str, Any]:
+    def key_fields(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the files, which need not be read if they are known."""
         if self._may_be_patched:
-            structure(self.skeleton)  # the same for all as the versions are, or raises
-        files = sorted(path for kind in WEIGHTS for path in self._folder.glob(kind))
+            structure(self.meta_module)  # the same for all as the versions are, or raises
+        # Everything that loading reads: weights, the index of shards, an adapter's config. The
+        # config itself is told without what does not matter.
+        files = sorted(
+            path
+            for kind in (*WEIGHTS, "*.json")
+            for path in self._folder.glob(kind)
+            if path.name != "config.json"
+        )
         return {
-            "class": f"{self._library}.{self._kind}",
-            "config": told(json.loads((self._folder / "config.json").read_text(encoding="utf-8"))),
+            "class": f"{self._library}.{self.class_name}",
+            "config": told(read_json(self._folder / "config.json")),
             "files": store.fingerprint_files(files),
+            "versions": versions(*_LIBRARIES),
         }
 
 
-class ModuleSource:
-    """A module in memory; adapters that peft has put into it are converted in effect.
+class LoadedSource(ModuleSource):
+    """A module of a loaded pipeline; adapters that peft has put into it are converted in effect.
 
     One that is not ``owned`` is the caller's and never changed. One that is was loaded from
     ``folder``, if that is known.
     """
 
-    def __init__(
-        self, name: str, module: Any, *, owned: bool, folder: FolderSource | None = None
-    ) -> None:
-        self._name = name
-        self._module = not_offloaded(plain(module))
-        self._owned = owned
+    adapted = False
+
+    def __init__(self, module: Any, *, owned: bool, folder: FolderSource | None = None) -> None:
+        super().__init__(module)
+        self.owned = owned
         self._folder = folder
 
-    @property
-    def skeleton(self) -> Any:
-        """See :class:`Source`."""
-        return self._module
-
-    @property
-    def size(self) -> int:
-        """See :class:`Source`."""
-        return sum(parameter.numel() for parameter in self._module.parameters())
-
-    @property
-    def halves(self) -> None:
-        """See :class:`Source`; the module can be the caller's."""
-        return
-
-    def load(self, dtype: torch.dtype, loras: Sequence[Lora]) -> Any:
+    def load(self, dtype: torch.dtype) -> Any:
         """See :class:`Source`."""
         adapters = has_adapters(self._module)
-        changes = bool(adapters or loras) and not self._owned
-        module = with_dtype(self._module, dtype, own=changes)
+        module = with_dtype(self._module, dtype, own=adapters and not self.owned)
         if adapters:
             merge_adapters(module)
-        for lora in loras:
-            lora.fuse(self._name, module)
         return module
 
-    def in_memory(self, dtype: torch.dtype, loras: Sequence[Lora]) -> bool:
-        """See :class:`Source`."""
-        return self._owned and (self._folder is None or self._folder.in_memory(dtype, loras))
+    def in_memory(self, dtype: torch.dtype) -> bool:
+        """See :class:`ComponentSource`."""
+        return self.owned and (self._folder is None or self._folder.in_memory(dtype))
 
-    def facts(self, store: Store) -> dict[str, Any]:
+    def key_fields(self, store: Store) -> dict[str, Any]:
         """See :class:`Source`; a hash of the memory."""
-        described = structure(self._module)
-        tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
-        return {
-            "class": qualified_name(type(self._module)),
-            "config": config_of(self._module),
-            "structure": described,
-            "tensors": store.fingerprint_tensors(tensors),
-        }
+        return {**super().key_fields(store), "versions": versions(*_LIBRARIES)}
 
 
-def folder_sources(model: Path) -> dict[str, FolderSource]:
+def folder_sources(model: Path, components: Iterable[str]) -> dict[str, FolderSource]:
     """The sources of a saved pipeline's components, of those that diffusers can load by itself."""
-    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(model / "model_index.json")
     sources = {}
-    for name in COMPONENTS:
+    for name in components:
         library, kind = index.get(name, (None, None))
-        if library in ("diffusers", "transformers"):
+        if library in _LIBRARIES:
             sources[name] = FolderSource(name, model / name, library, kind)
     return sources

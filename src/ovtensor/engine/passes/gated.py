@@ -6,37 +6,61 @@ OpenVINO merges the gate's activation into the gate's layer. Every number is the
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.activations import GEGLU
 
 from ovtensor.engine.identity import altered
+from ovtensor.engine.passes.base import Pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from ovtensor.engine.passes.base import Conditions
+
+# Whose GEGLU this knows, without importing it.
+_ACTIVATIONS = "diffusers.models.activations"
 
 
-def split_gates(module: torch.nn.Module) -> None:
-    """Have every ``GEGLU`` of a module compute its two halves in layers of their own from then on.
+class SplitGates(Pass):
+    """Have every ``GEGLU`` compute its two halves in layers of their own, which share its memory.
 
-    They share the memory of its weights. One that somebody has altered is left as it is.
+    One that somebody has altered is left as it is.
     """
-    parts: list[Any] = list(module.modules())
-    for part in parts:
-        if _is(part, GEGLU) and _is(part.proj, torch.nn.Linear):
-            part.value, part.gate = _halves(part.proj)
-            del part.proj
-            part.__class__ = _Apart
+
+    name = "gated"
+    releases = "all: the CPU plugin copies the halves, and runs the gate's activation by itself"
+    upstream = "not reported"
+
+    @classmethod
+    def applies(cls, given: Conditions) -> bool:  # noqa: ARG003
+        """Everywhere."""
+        return True
+
+    def on_module(self, module: torch.nn.Module, folder: Path) -> None:  # noqa: ARG002
+        """See :class:`.Pass`."""
+        known = getattr(sys.modules.get(_ACTIVATIONS), "GEGLU", None)
+        parts: list[Any] = list(module.modules())
+        for part in parts:
+            if _is(part, known) and _is(part.proj, torch.nn.Linear):
+                part.value, part.gate = _halves(part.proj)
+                del part.proj
+                part.__class__ = _apart(known)
 
 
-class _Apart(GEGLU):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gated: torch.Tensor = self.value(x) * self.gelu(self.gate(x))
-        return gated
+@functools.cache
+def _apart(gated: type) -> type:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.value(x) * self.gelu(self.gate(x))
+        return result
+
+    return type("_Apart", (gated,), {"forward": forward})
 
 
-def _is(part: Any, kind: type) -> bool:
+def _is(part: Any, kind: type | None) -> bool:
     return not altered(part) and type(part) is kind
 
 

@@ -1,0 +1,165 @@
+"""The engine's interface for any module: described inputs in, a compiled module out."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ovtensor.cache import store_of
+from ovtensor.engine.backend import Backend, resolve
+from ovtensor.engine.events import Events
+from ovtensor.engine.graph import GraphInput, GraphSpec, GraphTraits, flat_graph
+from ovtensor.engine.opening import Opener
+from ovtensor.engine.sources import ModuleSource
+from ovtensor.errors import InputError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ovtensor.cache import ModelCache
+    from ovtensor.engine.compiled import RunnerStats
+    from ovtensor.engine.events import Event
+    from ovtensor.engine.memory import MemoryPolicy
+    from ovtensor.engine.plan import ConversionPlan
+
+
+class CompiledModule:
+    """A module that OpenVINO runs, made by :func:`compile_module`; several threads may call it.
+
+    Attributes
+    ----------
+    plan : ConversionPlan
+        How it was converted and compiled.
+    stats : RunnerStats
+        What that has cost so far.
+    """
+
+    def __init__(self, spec: GraphSpec, backend: Backend, opener: Opener) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(opener.close)
+            self._runner = opener.open(spec, backend)
+            undo.callback(self._runner.close)
+            self._undo = undo.pop_all()
+        assert self._runner.plan is not None  # what OpenVINO runs was converted
+        self.plan: ConversionPlan = self._runner.plan
+        self.stats: RunnerStats = self._runner.stats
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run it.
+
+        Parameters
+        ----------
+        *inputs : torch.Tensor
+            As described, of any floating dtype where floats are wanted, on any device.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            On the CPU, floats as float32; the caller owns them.
+
+        Raises
+        ------
+        SessionClosedError
+            After :meth:`close`.
+        ComponentError
+            If OpenVINO fails to compile or run it for these inputs.
+        """
+        return self._runner(*inputs)
+
+    def close(self) -> None:
+        """Release the compiled model and its weights; closing twice is fine."""
+        self._undo.pop_all().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def compile_module(
+    module: torch.nn.Module,
+    inputs: Sequence[GraphInput],
+    backend: str | Backend = "openvino",
+    *,
+    name: str | None = None,
+    traits: GraphTraits | None = None,
+    cache: bool | str | os.PathLike[str] | ModelCache | None = None,
+    verify: bool | None = None,
+    memory: MemoryPolicy | None = None,
+    on_event: Callable[[Event], Any] | None = None,
+) -> CompiledModule:
+    """Convert a module and compile it, or take it from a cache.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Takes tensors by position and gives a tensor or a tuple of them. It is not changed and
+        not kept alive.
+    inputs : sequence of GraphInput
+        Its inputs, each with a small example.
+    backend : "openvino" or Backend
+        Device, precision and properties.
+    name : str, optional
+        For messages and the cache; by default that of the module's class.
+    traits : GraphTraits, optional
+        What helps to convert it well.
+    cache, verify, memory, on_event
+        See :func:`ovtensor.sdxl_pipeline`.
+
+    Returns
+    -------
+    CompiledModule
+        A context manager; call it with tensors.
+
+    Raises
+    ------
+    InputError
+        If `module` is no module or has no inputs.
+    BackendError
+        If the backend is not OpenVINO, or not to be had here.
+    ComponentError
+        If it cannot be converted or compiled.
+    ParityError
+        If the compiled module does not compute what torch does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ovtensor.engine import GraphInput, compile_module
+    >>> net = torch.nn.Conv2d(3, 8, 3)
+    >>> with compile_module(net, [GraphInput("x", (-1, 3, -1, -1), torch.zeros(2, 3, 9, 9))]) as run:
+    ...     (y,) = run(torch.zeros(1, 3, 32, 16))
+    >>> y.shape
+    torch.Size([1, 8, 30, 14])
+    """
+    given = tuple(inputs)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"compile_module takes a torch.nn.Module, not a {type(module).__name__}")
+    if not given or not all(isinstance(one, GraphInput) for one in given):
+        raise InputError("inputs is a sequence of at least one GraphInput: name, shape and example")
+    traits = GraphTraits() if traits is None else traits
+    wanted = resolve(Backend.of(backend, "backend"), prefer_f32=traits.f32_by_default)
+    if wanted.kind != "openvino":
+        raise InputError("compile_module compiles for OpenVINO; to run on torch, call the module")
+    label = type(module).__name__ if name is None else name
+    spec = GraphSpec(
+        label,
+        ModuleSource(module),
+        lambda one: flat_graph(label, one, given),
+        traits,
+        tuple((one.name, one.shape, str(one.example.dtype)) for one in given),
+    )
+    opener = Opener(store_of(cache), Events(on_event), verify=verify, memory=memory)
+    return CompiledModule(spec, wanted, opener)

@@ -1,0 +1,125 @@
+"""What a kind of component is: classes that are known, their graphs, and what takes their place."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ovtensor.engine.graph import GraphTraits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    import torch
+
+    from ovtensor.engine.events import Events
+    from ovtensor.engine.graph import Graph
+    from ovtensor.engine.runners import Runner
+    from ovtensor.nonfinite import Policy
+
+    class Run(Protocol):
+        """Makes the runner of one of the component's graphs: at once, or when first called."""
+
+        def __call__(
+            self, part: GraphKind, *, in_f32: bool = False, deferred: bool = False
+        ) -> Runner:
+            """Make it, on request in float32."""
+            ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GraphKind:
+    """One graph of a kind.
+
+    Attributes
+    ----------
+    suffix : str
+        What its name adds to the component's.
+    make : callable
+        Gives the graph of a name and a module.
+    traits : GraphTraits
+        What is known of it.
+    """
+
+    suffix: str
+    make: Callable[[str, Any], Graph]
+    traits: GraphTraits = GraphTraits()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a proxy is made for.
+
+    Attributes
+    ----------
+    name : str
+        Of the component in the pipeline.
+    argument : str
+        The argument of a session that says where it runs, for error messages.
+    dtype : torch.dtype
+        That the pipeline sees.
+    narrow : bool
+        Whether numbers are rounded to fewer bits than float32 has.
+    encodes : bool
+        Whether the pipeline takes a picture, so that an encoder is needed at once.
+    events : Events
+        Who is told.
+    nonfinite : {"raise", "warn", "ignore"} or None
+        What NaN and infinity do, as the session was told.
+    """
+
+    name: str
+    argument: str
+    dtype: torch.dtype
+    narrow: bool
+    encodes: bool
+    events: Events
+    nonfinite: Policy | None
+
+
+class Kind:
+    """Base of the kinds; their modules import no library before a proxy is made.
+
+    Attributes
+    ----------
+    name : str
+        For error messages.
+    classes : tuple of str
+        Names of the classes of diffusers and transformers that it knows.
+    graphs : tuple of GraphKind
+        The first one is opened first.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    graphs: ClassVar[tuple[GraphKind, ...]]
+
+    @property
+    def f32_by_default(self) -> bool:
+        """Whether the precision ``"auto"`` is f32 where the device has it."""
+        return any(graph.traits.f32_by_default for graph in self.graphs)
+
+    def obstacle(self, module: Any) -> str | None:  # noqa: ARG002
+        """Why a module of this kind cannot be converted, if it cannot."""
+        return None
+
+    def dtype_on_torch(self, module: Any) -> torch.dtype:
+        """The dtype that a module of a loaded pipeline computes in when nothing is asked for."""
+        dtype: torch.dtype = module.dtype
+        return dtype
+
+    def watched(self, module: Any, to: Attachment) -> Any:  # noqa: ARG002
+        """What takes the place of a module that stays on torch as it is; itself if nothing has to."""
+        return module
+
+    def reruns(self, to: Attachment) -> bool:  # noqa: ARG002
+        """Whether it runs once more in float32 where numbers overflow, so needs a proxy on torch."""
+        return False
+
+    def proxy(self, shown: Any, run: Run, to: Attachment) -> Any:
+        """What takes the place of a module that is computed by runners.
+
+        `shown` is the module or its meta module, whose config and attributes pipelines read.
+        """
+        raise NotImplementedError
