@@ -8,9 +8,10 @@ import numpy as np
 from diffusers import image_processor as stock
 from PIL import Image
 
-from ovtensor.diffusers import _nonfinite, _outputs, _pixels
+from ovtensor.diffusers import _outputs, _pixels
 from ovtensor.diffusers._batch import Batch, for_preprocess
 from ovtensor.diffusers._methods import pictures_of_array, policy_of, whole
+from ovtensor.diffusers._nonfinite import report
 from ovtensor.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def postprocess(
     batch = Batch.of(image, do_denormalize, self.config.do_normalize)
     policy = policy_of(self, nonfinite)
     if not all(map(_pixels.looks_finite, batch.images)):
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
     if output_type != "uint8":
         return _postprocess(self, whole(batch), output_type, do_denormalize)
     colours, depth = (

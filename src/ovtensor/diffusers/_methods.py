@@ -16,14 +16,19 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers import _nonfinite, _outputs
+from ovtensor.diffusers import _outputs
 from ovtensor.diffusers._batch import Batch, as_tensor, for_preprocess
+from ovtensor.diffusers._nonfinite import report
 from ovtensor.errors import InputError
+from ovtensor.nonfinite import policy_in_force
+from ovtensor.tensors.convert import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from PIL import Image
+
+    from ovtensor.nonfinite import Policy
 
 # diffusers' own functions, held from before any patch.
 _postprocess = stock.VaeImageProcessor.postprocess
@@ -102,11 +107,11 @@ def postprocess(
     policy = policy_of(self, nonfinite)
     convert = _OUTPUTS.get(output_type)
     if convert is None or _has_hooks_of_its_own(self):
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
         return _around_hooks(self, batch, output_type, do_denormalize)
     converted, looks_finite = convert(batch)
     if not looks_finite:
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
     return converted
 
 
@@ -164,7 +169,7 @@ def plain_pt_to_pil(images: Any) -> list[Image.Image]:
     batch = Batch.of(images, None, default=True)
     pictures, looks_finite = _outputs.to_pil(batch)
     if not looks_finite:
-        _nonfinite.report(batch.images, _nonfinite.policy_in_force())
+        report(batch.images, policy_in_force())
     return pictures
 
 
@@ -195,7 +200,8 @@ def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: 
     if tensor.ndim != 5 or tensor.numel() == 0:
         raise InputError(
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}, wanted videos (batch, channels, "
-            "frames, height, width) with no dimension of 0; index one video with [None]"
+            "frames, height, width) with no dimension of 0; index one video with [None]",
+            tensor=describe(tensor),
         )
     if output_type != "uint8":
         return _postprocess_video(self, tensor, output_type, **kwargs)
@@ -242,14 +248,14 @@ def pictures_of_array(images: Any, original: Any, channels: int | None = None) -
     pictures, looks_finite = _outputs.array_to_pil(seen)
     if not looks_finite:
         planes = torch.from_numpy(np.array(seen.transpose(0, 3, 1, 2)))
-        _nonfinite.report(planes.unbind(0), _nonfinite.policy_in_force())
+        report(planes.unbind(0), policy_in_force())
     return pictures
 
 
-def policy_of(processor: Any, argument: str | None) -> _nonfinite.Policy:
+def policy_of(processor: Any, argument: str | None) -> Policy:
     """Choose what NaN does: the word of the call, of the processor, or what is in force."""
     own = getattr(processor, "nonfinite", None)
-    return _nonfinite.policy_in_force(argument, own)
+    return policy_in_force(argument, own)
 
 
 def _is_odd(image: Any) -> bool:

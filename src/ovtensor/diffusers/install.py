@@ -9,7 +9,7 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers import _nonfinite
+from ovtensor import nonfinite as policies
 from ovtensor.diffusers import image_processor as ours
 from ovtensor.diffusers._patch import Patch, Swap
 
@@ -65,7 +65,7 @@ class PatchHandle:
     Use it as a context manager, or call `undo`. Safe to share between threads.
     """
 
-    def __init__(self, nonfinite: _nonfinite.Policy | None) -> None:
+    def __init__(self, nonfinite: policies.Policy | None) -> None:
         self._nonfinite = nonfinite
 
     def undo(self) -> None:
@@ -133,7 +133,7 @@ def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
     >>> is_patched()
     False
     """
-    policy = None if nonfinite is None else _nonfinite.checked_policy(nonfinite, "nonfinite")
+    policy = None if nonfinite is None else policies.checked_policy(nonfinite)
     handle = PatchHandle(policy)
     with _lock:
         _PATCH.apply()
@@ -149,4 +149,4 @@ def is_patched() -> bool:
 
 def _publish_policy() -> None:
     given = [h._nonfinite for h in _handles if h._nonfinite is not None]  # noqa: SLF001
-    _nonfinite.set_process_policy(given[-1] if given else None)
+    policies.set_process_policy(given[-1] if given else None)
