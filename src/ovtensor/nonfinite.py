@@ -43,7 +43,7 @@ def set_process_policy(policy: Policy | None) -> None:
     _process_policy = policy
 
 
-def policy_in_force(*candidates: str | None) -> Policy:
+def policy_in_force(*candidates: Policy | None) -> Policy:
     """Choose the first of candidates, the patch's word, the environment's word and ``"raise"``."""
     for candidate in (*candidates, _process_policy):
         if candidate is not None:

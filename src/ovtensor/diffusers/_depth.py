@@ -17,6 +17,8 @@ from ovtensor.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ovtensor.nonfinite import Policy
+
 __all__ = ["numpy_to_depth", "numpy_to_pil", "postprocess", "preprocess"]
 
 # diffusers' own functions, held from before any patch.
@@ -31,7 +33,7 @@ def postprocess(
     output_type: str = "pil",
     do_denormalize: Sequence[bool] | None = None,
     *,
-    nonfinite: str | None = None,
+    nonfinite: Policy | None = None,
 ) -> Any:
     """Turn decoded images of 4 or 6 channels into pairs of colours and depth.
 

@@ -58,7 +58,7 @@ def postprocess(
     output_type: str = "pil",
     do_denormalize: Sequence[bool] | None = None,
     *,
-    nonfinite: str | None = None,
+    nonfinite: Policy | None = None,
 ) -> Any:
     """Turn decoded images into pictures, arrays or tensors.
 
@@ -252,7 +252,7 @@ def pictures_of_array(images: Any, original: Any, channels: int | None = None) -
     return pictures
 
 
-def policy_of(processor: Any, argument: str | None) -> Policy:
+def policy_of(processor: Any, argument: Policy | None) -> Policy:
     """Choose what NaN does: the word of the call, of the processor, or what is in force."""
     own = getattr(processor, "nonfinite", None)
     return policy_in_force(argument, own)

@@ -9,14 +9,16 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor import nonfinite as policies
 from ovtensor.diffusers import image_processor as ours
 from ovtensor.diffusers._patch import Patch, Swap
+from ovtensor.nonfinite import checked_policy, set_process_policy
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from ovtensor.nonfinite import Policy
 
 __all__ = ["PatchHandle", "is_patched", "patch_diffusers"]
 
@@ -65,7 +67,7 @@ class PatchHandle:
     Use it as a context manager, or call `undo`. Safe to share between threads.
     """
 
-    def __init__(self, nonfinite: policies.Policy | None) -> None:
+    def __init__(self, nonfinite: Policy | None) -> None:
         self._nonfinite = nonfinite
 
     def undo(self) -> None:
@@ -97,7 +99,7 @@ class PatchHandle:
         self.undo()
 
 
-def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
+def patch_diffusers(*, nonfinite: Policy | None = None) -> PatchHandle:
     """Make the processors of this package the behaviour of every diffusers pipeline.
 
     Pipelines that exist already are included, and so are those of third parties: the methods
@@ -133,7 +135,7 @@ def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
     >>> is_patched()
     False
     """
-    policy = None if nonfinite is None else policies.checked_policy(nonfinite)
+    policy = None if nonfinite is None else checked_policy(nonfinite)
     handle = PatchHandle(policy)
     with _lock:
         _PATCH.apply()
@@ -149,4 +151,4 @@ def is_patched() -> bool:
 
 def _publish_policy() -> None:
     given = [h._nonfinite for h in _handles if h._nonfinite is not None]  # noqa: SLF001
-    policies.set_process_policy(given[-1] if given else None)
+    set_process_policy(given[-1] if given else None)
