@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffusers import image_processor as stock
 from PIL import Image
 
-from ovtensor.diffusers import _outputs, _pixels
+from ovtensor.diffusers import _outputs, _pixels, _unpatched
 from ovtensor.diffusers._batch import Batch, for_preprocess
 from ovtensor.diffusers._methods import pictures_of_array, policy_of, whole
 from ovtensor.diffusers._nonfinite import report
@@ -21,10 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["numpy_to_depth", "numpy_to_pil", "postprocess", "preprocess"]
 
-# diffusers' own functions, held from before any patch.
-_postprocess = stock.VaeImageProcessorLDM3D.postprocess
-_preprocess = stock.VaeImageProcessorLDM3D.preprocess
-_numpy_to_pil = stock.VaeImageProcessorLDM3D.numpy_to_pil
+_Own = _unpatched.VaeImageProcessorLDM3D
 
 
 def postprocess(
@@ -54,7 +50,7 @@ def postprocess(
     if not all(map(_pixels.looks_finite, batch.images)):
         report(batch.images, policy)
     if output_type != "uint8":
-        return _postprocess(self, whole(batch), output_type, do_denormalize)
+        return _Own.postprocess(self, whole(batch), output_type, do_denormalize)
     colours, depth = (
         Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
         for part in (slice(3), slice(3, None))
@@ -64,12 +60,12 @@ def postprocess(
 
 def preprocess(self: Any, rgb: Any, depth: Any, *args: Any, **kwargs: Any) -> Any:
     """Prepare colours and depth as diffusers does, from any array-like object."""
-    return _preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
+    return _Own.preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
 
 
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Turn the colours of ``(batch, height, width, 4 or 6)`` into pictures."""
-    return pictures_of_array(images, _numpy_to_pil, channels=3)
+    return pictures_of_array(images, _Own.numpy_to_pil, channels=3)
 
 
 def numpy_to_depth(self: Any, images: np.ndarray[Any, Any]) -> list[Image.Image]:  # noqa: ARG001

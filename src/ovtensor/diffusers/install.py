@@ -9,8 +9,10 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
+from ovtensor.diffusers import _unpatched
 from ovtensor.diffusers import image_processor as ours
-from ovtensor.diffusers._patch import Patch, Swap
+from ovtensor.diffusers._patch import ABSENT, Patch, Swap
+from ovtensor.errors import PatchConflictError
 from ovtensor.nonfinite import checked_policy, set_process_policy
 
 if TYPE_CHECKING:
@@ -40,21 +42,24 @@ def _numpy_to_pil(images):  # type: ignore[no-untyped-def]
 
 
 _FAMILY = (
-    (stock.VaeImageProcessor, ours.VaeImageProcessor),
-    (stock.VaeImageProcessorLDM3D, ours.VaeImageProcessorLDM3D),
-    (stock.IPAdapterMaskProcessor, ours.IPAdapterMaskProcessor),
-    (VideoProcessor, ours.VideoProcessor),
+    (stock.VaeImageProcessor, ours.VaeImageProcessor, _unpatched.VaeImageProcessor),
+    (stock.VaeImageProcessorLDM3D, ours.VaeImageProcessorLDM3D, _unpatched.VaeImageProcessorLDM3D),
+    (stock.IPAdapterMaskProcessor, ours.IPAdapterMaskProcessor, _unpatched.IPAdapterMaskProcessor),
+    (VideoProcessor, ours.VideoProcessor, _unpatched.VideoProcessor),
 )
 _PATCH = Patch(
     [
-        Swap(theirs, name, entry)
-        for theirs, mine in _FAMILY
+        Swap(theirs, name, entry, vars(own).get(name, ABSENT))
+        for theirs, mine, own in _FAMILY
         for name, entry in vars(mine).items()
         if not name.startswith("_") and callable(getattr(mine, name))
     ]
     + [
-        Swap(pil_utils.pt_to_pil, "__code__", _pt_to_pil.__code__),
-        Swap(pil_utils.numpy_to_pil, "__code__", _numpy_to_pil.__code__),
+        Swap(theirs, "__code__", mine.__code__, own.__code__)
+        for theirs, mine, own in (
+            (pil_utils.pt_to_pil, _pt_to_pil, _unpatched.pt_to_pil),
+            (pil_utils.numpy_to_pil, _numpy_to_pil, _unpatched.numpy_to_pil),
+        )
     ]
 )
 _handles: list[PatchHandle] = []  # those not yet undone, oldest first
@@ -79,12 +84,20 @@ class PatchHandle:
             If somebody replaced one of the attributes after us. Nothing changes then; undo theirs
             and call this again.
         """
+        try:
+            self._give_up()
+        except PatchConflictError:
+            raise
+        except BaseException:  # such as Ctrl-C, which is to leave nothing behind
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
         with _lock:
-            if self not in _handles:
-                return
-            if len(_handles) == 1:
-                _PATCH.undo()
-            _handles.remove(self)
+            if self in _handles:
+                if len(_handles) == 1:
+                    _PATCH.undo()
+                _handles.remove(self)
             _publish_policy()
 
     def __enter__(self) -> Self:
@@ -137,11 +150,15 @@ def patch_diffusers(*, nonfinite: Policy | None = None) -> PatchHandle:
     """
     policy = None if nonfinite is None else checked_policy(nonfinite)
     handle = PatchHandle(policy)
-    with _lock:
-        _PATCH.apply()
-        _handles.append(handle)
-        _publish_policy()
-    return handle
+    try:
+        with _lock:
+            _handles.append(handle)  # before the patch, so that to undo knows of it
+            _PATCH.apply()
+            _publish_policy()
+        return handle  # noqa: TRY300  # an interrupt here is one before the caller has it
+    except BaseException:
+        handle.undo()
+        raise
 
 
 def is_patched() -> bool:
