@@ -7,11 +7,15 @@ torch, openvino and diffusers come in when a function that needs them is first u
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ovtensor.engine.memory import uncollected
 
 __version__ = "0.1.0"
+
+# One logger for the whole library, quiet until the application gives it a handler or a level.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # public name -> the module that defines it (PEP 562: looked up on first use)
 _LAZY = {
@@ -34,6 +38,19 @@ _LAZY = {
     "is_patched": "ovtensor.diffusers",
     "patch_diffusers": "ovtensor.diffusers",
     "errors": "ovtensor.errors",
+    "BackendError": "ovtensor.errors",
+    "CacheWarning": "ovtensor.errors",
+    "ComponentError": "ovtensor.errors",
+    "ConversionError": "ovtensor.errors",
+    "DatalessTensorError": "ovtensor.errors",
+    "InputError": "ovtensor.errors",
+    "MissingExtraError": "ovtensor.errors",
+    "ModelError": "ovtensor.errors",
+    "NonFiniteError": "ovtensor.errors",
+    "OvtensorError": "ovtensor.errors",
+    "ParityError": "ovtensor.errors",
+    "PatchConflictError": "ovtensor.errors",
+    "SessionClosedError": "ovtensor.errors",
 }
 
 # what the extras bring, and so what may be missing
@@ -61,6 +78,19 @@ if TYPE_CHECKING:
     from ovtensor.diffusers import is_patched as is_patched
     from ovtensor.diffusers import patch_diffusers as patch_diffusers
     from ovtensor.engine.weights import release_weights as release_weights
+    from ovtensor.errors import BackendError as BackendError
+    from ovtensor.errors import CacheWarning as CacheWarning
+    from ovtensor.errors import ComponentError as ComponentError
+    from ovtensor.errors import ConversionError as ConversionError
+    from ovtensor.errors import DatalessTensorError as DatalessTensorError
+    from ovtensor.errors import InputError as InputError
+    from ovtensor.errors import MissingExtraError as MissingExtraError
+    from ovtensor.errors import ModelError as ModelError
+    from ovtensor.errors import NonFiniteError as NonFiniteError
+    from ovtensor.errors import OvtensorError as OvtensorError
+    from ovtensor.errors import ParityError as ParityError
+    from ovtensor.errors import PatchConflictError as PatchConflictError
+    from ovtensor.errors import SessionClosedError as SessionClosedError
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.pipelines import Backend as Backend
     from ovtensor.pipelines import sdxl_pipeline as sdxl_pipeline

@@ -18,10 +18,16 @@
     CacheWarning (UserWarning)              a model cache, or an entry of one, cannot be used
 
 Catch :class:`OvtensorError` for all of them, or the builtin in parentheses where code already
-does. A message says what was given, what was wanted and one thing to do about it.
+does. A message says what was given, what was wanted and one thing to do about it; what the place
+that raised knew stands in the error's fields too, see :class:`OvtensorError`.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ovtensor.tensors.host import TensorInfo
 
 __all__ = [
     "BackendError",
@@ -41,7 +47,38 @@ __all__ = [
 
 
 class OvtensorError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    Attributes
+    ----------
+    component : str or None
+        Which part of a pipeline it was, such as ``"unet"``; None where that is not known.
+    device : str or None
+        Where it ran, such as ``"GPU"``.
+    step : int or None
+        Which denoising step it was, from 0.
+    tensor : TensorInfo or str or None
+        What is known about the tensor, or its text. Never the tensor itself, whose memory would
+        then live as long as the error.
+
+    Notes
+    -----
+    All four are keyword-only arguments, and are kept by `pickle` and `copy`.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        component: str | None = None,
+        device: str | None = None,
+        step: int | None = None,
+        tensor: TensorInfo | str | None = None,
+    ) -> None:
+        super().__init__(*args)
+        self.component = component
+        self.device = device
+        self.step = step
+        self.tensor = tensor
 
 
 class ConversionError(OvtensorError, TypeError):
@@ -62,6 +99,10 @@ class PatchConflictError(OvtensorError, RuntimeError):
 
 class MissingExtraError(OvtensorError, ImportError):
     """A package of one of the extras is not installed; the message has the install command."""
+
+    def __init__(self, *args: object, name: str | None = None, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self.name = name
 
     @classmethod
     def of(cls, needed_by: str, package: str) -> MissingExtraError:

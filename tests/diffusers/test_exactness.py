@@ -14,7 +14,7 @@ from PIL import Image
 
 from ovtensor import diffusers as ours
 from ovtensor import patch_diffusers, to_openvino, tree_to_numpy
-from ovtensor.diffusers import _methods, _outputs, _pixels
+from ovtensor.diffusers import _outputs, _pixels, _unpatched
 from ovtensor.errors import InputError
 from rounding import next_to_every_edge
 
@@ -140,7 +140,7 @@ def test_what_is_not_denormalized_wraps_around_as_in_numpy(channels):
 def test_the_static_helpers_for_arrays(dtype, channels, batched, seed):
     shape = (2, 5, 6, channels) if batched else (5, 6, channels)
     image = np.random.default_rng(seed).random(shape).astype(dtype)
-    expected = _methods._numpy_to_pil(image)
+    expected = _unpatched.VaeImageProcessor.numpy_to_pil(image)
     assert_same_pictures(ours.VaeImageProcessor.numpy_to_pil(image), expected)
     planar = np.ascontiguousarray(np.moveaxis(image, -1, -3))
     assert_same_pictures(ours.VaeImageProcessor.numpy_to_pil(np.moveaxis(planar, -3, -1)), expected)

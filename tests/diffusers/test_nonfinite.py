@@ -45,6 +45,8 @@ def test_the_error_says_what_where_why_and_the_cure(broken, dtype, output_type, 
     assert "the rest lies in [-1.5, 1.25]" in message
     assert "overflowed in float16" in message
     assert "pipe.vae.to(torch.float32)" in message
+    error = caught.value
+    assert (error.device, error.tensor.shape, error.tensor.dtype) == ("cpu", (3, 8, 8), str(dtype))
 
 
 def test_one_image_and_nothing_finite():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import types
+from unittest import mock
 
 import pytest
 
-from ovtensor.diffusers._patch import Patch, Swap
+from ovtensor.diffusers._patch import ABSENT, Patch, Swap
 from ovtensor.errors import PatchConflictError
 
 
@@ -94,6 +95,32 @@ def test_a_later_patch_is_not_undone_and_nothing_is_half_undone():
     assert vars(owner)["colour"] is ours["colour"]
     assert patch.applied
     owner.shape = "new"
+    patch.undo()
+    assert entries(owner) == before
+
+
+@pytest.mark.parametrize(("name", "own"), [("shape", "shape"), ("colour", ABSENT)])
+def test_what_an_earlier_patch_has_put_back_already_stays(name, own):
+    owner = make_owner()
+    before = entries(owner)
+    earlier = mock.patch.object(owner, name)
+    earlier.start()
+    patch = Patch([Swap(owner, name, "new", before.get(own, ABSENT))])
+    patch.apply()
+    earlier.stop()
+    patch.undo()
+    assert entries(owner) == before
+    assert not patch.applied
+
+
+def test_our_function_in_another_wrapper_is_still_ours():
+    owner = make_owner()
+    before = entries(owner)
+    patch = Patch([Swap(owner, "shape", staticmethod(lambda: "new"))])
+    patch.apply()
+    saved = owner.shape
+    owner.shape = staticmethod(lambda: "theirs")
+    owner.shape = staticmethod(saved)
     patch.undo()
     assert entries(owner) == before
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovtensor.errors import ConversionError, DatalessTensorError, InputError
-from ovtensor.tensors.convert import to_numpy, to_torch
+from ovtensor.tensors.convert import describe, to_numpy, to_torch
 from ovtensor.tensors.registry import quick_by_type
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def as_tensor(given: Any) -> torch.Tensor:
         raise DatalessTensorError(
             f"a dispatch mode such as FakeTensorMode is active: what is computed from a "
             f"{type(given).__name__} of {tensor.dtype}, {tuple(tensor.shape)}, has no values; "
-            "leave the mode before post-processing"
+            "leave the mode before post-processing",
+            device=str(tensor.device),
+            tensor=describe(given),
         )
     return _real(tensor)
 
@@ -137,7 +139,8 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         raise ConversionError(
             f"{tensor.dtype} of shape {tuple(tensor.shape)} is no picture: wanted real values; "
-            "pass its real part or its absolute value"
+            "pass its real part or its absolute value",
+            tensor=describe(tensor),
         )
     return tensor
 
@@ -163,6 +166,7 @@ def _four_dimensional(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim != 4:
         raise InputError(
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}, wanted (batch, channels, height, "
-            "width); put one image in a list, or index it with [None]"
+            "width); put one image in a list, or index it with [None]",
+            tensor=describe(tensor),
         )
     return tensor

@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffusers import image_processor as stock
 from PIL import Image
 
-from ovtensor.diffusers import _nonfinite, _outputs, _pixels
+from ovtensor.diffusers import _outputs, _pixels, _unpatched
 from ovtensor.diffusers._batch import Batch, for_preprocess
 from ovtensor.diffusers._methods import pictures_of_array, policy_of, whole
+from ovtensor.diffusers._nonfinite import report
 from ovtensor.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ovtensor.nonfinite import Policy
+
 __all__ = ["numpy_to_depth", "numpy_to_pil", "postprocess", "preprocess"]
 
-# diffusers' own functions, held from before any patch.
-_postprocess = stock.VaeImageProcessorLDM3D.postprocess
-_preprocess = stock.VaeImageProcessorLDM3D.preprocess
-_numpy_to_pil = stock.VaeImageProcessorLDM3D.numpy_to_pil
+_Own = _unpatched.VaeImageProcessorLDM3D
 
 
 def postprocess(
@@ -30,7 +29,7 @@ def postprocess(
     output_type: str = "pil",
     do_denormalize: Sequence[bool] | None = None,
     *,
-    nonfinite: str | None = None,
+    nonfinite: Policy | None = None,
 ) -> Any:
     """Turn decoded images of 4 or 6 channels into pairs of colours and depth.
 
@@ -49,9 +48,9 @@ def postprocess(
     batch = Batch.of(image, do_denormalize, self.config.do_normalize)
     policy = policy_of(self, nonfinite)
     if not all(map(_pixels.looks_finite, batch.images)):
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
     if output_type != "uint8":
-        return _postprocess(self, whole(batch), output_type, do_denormalize)
+        return _Own.postprocess(self, whole(batch), output_type, do_denormalize)
     colours, depth = (
         Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
         for part in (slice(3), slice(3, None))
@@ -61,12 +60,12 @@ def postprocess(
 
 def preprocess(self: Any, rgb: Any, depth: Any, *args: Any, **kwargs: Any) -> Any:
     """Prepare colours and depth as diffusers does, from any array-like object."""
-    return _preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
+    return _Own.preprocess(self, for_preprocess(rgb), for_preprocess(depth), *args, **kwargs)
 
 
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Turn the colours of ``(batch, height, width, 4 or 6)`` into pictures."""
-    return pictures_of_array(images, _numpy_to_pil, channels=3)
+    return pictures_of_array(images, _Own.numpy_to_pil, channels=3)
 
 
 def numpy_to_depth(self: Any, images: np.ndarray[Any, Any]) -> list[Image.Image]:  # noqa: ARG001

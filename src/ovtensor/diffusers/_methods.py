@@ -7,37 +7,27 @@ What a subclass of somebody else overrides is respected: then diffusers' own cod
 
 from __future__ import annotations
 
-import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import image_processor as stock
-from diffusers.utils import pil_utils
-from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers import _nonfinite, _outputs
+from ovtensor.diffusers import _outputs, _unpatched
 from ovtensor.diffusers._batch import Batch, as_tensor, for_preprocess
+from ovtensor.diffusers._nonfinite import report
 from ovtensor.errors import InputError
+from ovtensor.nonfinite import policy_in_force
+from ovtensor.tensors.convert import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from PIL import Image
 
-# diffusers' own functions, held from before any patch.
-_postprocess = stock.VaeImageProcessor.postprocess
-_preprocess = stock.VaeImageProcessor.preprocess
-_denormalize = stock.VaeImageProcessor.denormalize
-_denormalize_conditionally = stock.VaeImageProcessor._denormalize_conditionally  # noqa: SLF001
-_pt_to_numpy = stock.VaeImageProcessor.pt_to_numpy
-_numpy_to_pil = stock.VaeImageProcessor.numpy_to_pil
-_preprocess_video = VideoProcessor.preprocess_video
-_postprocess_video = VideoProcessor.postprocess_video
-_downsample = stock.IPAdapterMaskProcessor.downsample
-# Copies, because a patch changes the code inside of these two functions.
-_plain_pt_to_pil = types.FunctionType(pil_utils.pt_to_pil.__code__, vars(pil_utils))
-_plain_numpy_to_pil = types.FunctionType(pil_utils.numpy_to_pil.__code__, vars(pil_utils))
+    from ovtensor.nonfinite import Policy
+
+_Own = _unpatched.VaeImageProcessor
+_DENORMALIZE_CONDITIONALLY = _Own._denormalize_conditionally.__code__  # noqa: SLF001
 
 _OUTPUTS = {
     "pil": _outputs.to_pil,
@@ -53,7 +43,7 @@ def postprocess(
     output_type: str = "pil",
     do_denormalize: Sequence[bool] | None = None,
     *,
-    nonfinite: str | None = None,
+    nonfinite: Policy | None = None,
 ) -> Any:
     """Turn decoded images into pictures, arrays or tensors.
 
@@ -92,7 +82,7 @@ def postprocess(
     if output_type == "latent":
         return image if isinstance(image, torch.Tensor) else _merged(image)
     if output_type == "pt" and _needs_gradient(image):
-        return _postprocess(self, image, output_type, do_denormalize)
+        return _Own.postprocess(self, image, output_type, do_denormalize)
     if output_type == "pt" and _is_odd(image):
         # diffusers takes any shape here: all it looks at is the first axis, that of the images.
         rows = as_tensor(image).reshape(len(image), 1, 1, -1)
@@ -102,11 +92,11 @@ def postprocess(
     policy = policy_of(self, nonfinite)
     convert = _OUTPUTS.get(output_type)
     if convert is None or _has_hooks_of_its_own(self):
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
         return _around_hooks(self, batch, output_type, do_denormalize)
     converted, looks_finite = convert(batch)
     if not looks_finite:
-        _nonfinite.report(batch.images, policy)
+        report(batch.images, policy)
     return converted
 
 
@@ -126,7 +116,7 @@ def preprocess(self: Any, image: Any, *args: Any, **kwargs: Any) -> torch.Tensor
     torch.Tensor
         ``(batch, channels, height, width)``, in [-1, 1] if the config says ``do_normalize``.
     """
-    prepared: torch.Tensor = _preprocess(self, for_preprocess(image), *args, **kwargs)
+    prepared: torch.Tensor = _Own.preprocess(self, for_preprocess(image), *args, **kwargs)
     return prepared
 
 
@@ -138,25 +128,25 @@ def denormalize(images: Any) -> Any:
         or not images.dtype.is_floating_point
         or _needs_gradient(images)
     ):
-        return _denormalize(images)
+        return _Own.denormalize(images)
     half = torch.tensor(0.5, dtype=images.dtype, device="cpu")
     return torch.add(half, images, alpha=0.5).clamp_(0, 1)
 
 
 def pt_to_numpy(images: Any) -> np.ndarray[Any, Any]:
     """Turn ``(batch, channels, height, width)`` into a float32 array with the channels last."""
-    array: np.ndarray[Any, Any] = _pt_to_numpy(as_tensor(images))
+    array: np.ndarray[Any, Any] = _Own.pt_to_numpy(as_tensor(images))
     return array
 
 
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Turn ``(batch, height, width, channels)`` in [0, 1] into pictures; see `postprocess`."""
-    return pictures_of_array(images, _numpy_to_pil)
+    return pictures_of_array(images, _Own.numpy_to_pil)
 
 
 def plain_numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """Do the work of ``diffusers.utils.pil_utils.numpy_to_pil``."""
-    return pictures_of_array(images, _plain_numpy_to_pil)
+    return pictures_of_array(images, _unpatched.numpy_to_pil)
 
 
 def plain_pt_to_pil(images: Any) -> list[Image.Image]:
@@ -164,13 +154,16 @@ def plain_pt_to_pil(images: Any) -> list[Image.Image]:
     batch = Batch.of(images, None, default=True)
     pictures, looks_finite = _outputs.to_pil(batch)
     if not looks_finite:
-        _nonfinite.report(batch.images, _nonfinite.policy_in_force())
+        report(batch.images, policy_in_force())
     return pictures
 
 
 def preprocess_video(self: Any, video: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Prepare videos as diffusers does, from any tensor-like object."""
-    prepared: torch.Tensor = _preprocess_video(self, for_preprocess(video), *args, **kwargs)
+    given = for_preprocess(video)
+    prepared: torch.Tensor = _unpatched.VideoProcessor.preprocess_video(
+        self, given, *args, **kwargs
+    )
     return prepared
 
 
@@ -195,10 +188,11 @@ def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: 
     if tensor.ndim != 5 or tensor.numel() == 0:
         raise InputError(
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}, wanted videos (batch, channels, "
-            "frames, height, width) with no dimension of 0; index one video with [None]"
+            "frames, height, width) with no dimension of 0; index one video with [None]",
+            tensor=describe(tensor),
         )
     if output_type != "uint8":
-        return _postprocess_video(self, tensor, output_type, **kwargs)
+        return _unpatched.VideoProcessor.postprocess_video(self, tensor, output_type, **kwargs)
     frames = [self.postprocess(one.permute(1, 0, 2, 3), "uint8", **kwargs) for one in tensor]
     return np.stack(frames) if len(frames) > 1 else frames[0][None]
 
@@ -206,18 +200,18 @@ def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: 
 def downsample(mask: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Shrink masks ``(masks, height, width)`` for attention as diffusers does."""
     tensor = mask if _needs_gradient(mask) else as_tensor(mask)
-    result: torch.Tensor = _downsample(tensor, *args, **kwargs)
+    result: torch.Tensor = _unpatched.IPAdapterMaskProcessor.downsample(tensor, *args, **kwargs)
     return result
 
 
 def _has_hooks_of_its_own(processor: Any) -> bool:
     """Tell whether a subclass changed one of the steps that `postprocess` does in one go."""
-    cls = type(processor)
+    conditionally = type(processor)._denormalize_conditionally  # noqa: SLF001
     return not (
-        cls._denormalize_conditionally is _denormalize_conditionally
-        and processor.denormalize in (_denormalize, denormalize)
-        and processor.pt_to_numpy in (_pt_to_numpy, pt_to_numpy)
-        and processor.numpy_to_pil in (_numpy_to_pil, numpy_to_pil)
+        getattr(conditionally, "__code__", None) == _DENORMALIZE_CONDITIONALLY
+        and processor.denormalize is denormalize
+        and processor.pt_to_numpy is pt_to_numpy
+        and processor.numpy_to_pil is numpy_to_pil
     )
 
 
@@ -225,8 +219,8 @@ def _around_hooks(
     self: Any, batch: Batch, output_type: str, do_denormalize: Sequence[bool] | None
 ) -> Any:
     if output_type != "uint8":
-        return _postprocess(self, whole(batch), output_type, do_denormalize)
-    pictures = _postprocess(self, whole(batch), "pil", do_denormalize)
+        return _Own.postprocess(self, whole(batch), output_type, do_denormalize)
+    pictures = _Own.postprocess(self, whole(batch), "pil", do_denormalize)
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     return pixels if pixels.ndim == 4 else pixels[..., None]
 
@@ -242,14 +236,14 @@ def pictures_of_array(images: Any, original: Any, channels: int | None = None) -
     pictures, looks_finite = _outputs.array_to_pil(seen)
     if not looks_finite:
         planes = torch.from_numpy(np.array(seen.transpose(0, 3, 1, 2)))
-        _nonfinite.report(planes.unbind(0), _nonfinite.policy_in_force())
+        report(planes.unbind(0), policy_in_force())
     return pictures
 
 
-def policy_of(processor: Any, argument: str | None) -> _nonfinite.Policy:
+def policy_of(processor: Any, argument: Policy | None) -> Policy:
     """Choose what NaN does: the word of the call, of the processor, or what is in force."""
     own = getattr(processor, "nonfinite", None)
-    return _nonfinite.policy_in_force(argument, own)
+    return policy_in_force(argument, own)
 
 
 def _is_odd(image: Any) -> bool:

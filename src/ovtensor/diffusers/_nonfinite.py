@@ -1,57 +1,22 @@
-"""What happens when a decoded image holds NaN or infinity: the policy, and the words for it."""
+"""The census of a decoded image that holds NaN or infinity, and the words for it."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
 from ovtensor.diffusers import _pixels
-from ovtensor.errors import InputError, NonFiniteError
+from ovtensor.nonfinite import ENVIRONMENT, Policy, act
+from ovtensor.tensors.convert import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "ENVIRONMENT",
-    "Policy",
-    "checked_policy",
-    "policy_in_force",
-    "report",
-    "set_process_policy",
-]
-
-Policy = Literal["raise", "warn", "ignore"]
-_POLICIES: tuple[Policy, ...] = get_args(Policy)
-ENVIRONMENT = "OVTENSOR_NONFINITE"
-
-_process_policy: Policy | None = None  # the word of the patch in force
+__all__ = ["report"]
 
 
-def checked_policy(value: str, origin: str) -> Policy:
-    """Return `value` if it is a policy; `origin` names it in the error otherwise."""
-    if value not in _POLICIES:
-        raise InputError(f"{origin} is {value!r}; it must be 'raise', 'warn' or 'ignore'")
-    return value
-
-
-def set_process_policy(policy: Policy | None) -> None:
-    """Set what holds where no argument says otherwise; None leaves it to the environment."""
-    global _process_policy  # noqa: PLW0603  # one for the process, as the patch itself
-    _process_policy = policy
-
-
-def policy_in_force(*candidates: str | None) -> Policy:
-    """Choose the first of candidates, the patch's word, the environment's word and ``"raise"``."""
-    for candidate in (*candidates, _process_policy):
-        if candidate is not None:
-            return checked_policy(candidate, "nonfinite")
-    return checked_policy(os.environ.get(ENVIRONMENT) or "raise", ENVIRONMENT)
-
-
-def report(images: Sequence[torch.Tensor], policy: Policy, *, stacklevel: int = 3) -> None:
+def report(images: Sequence[torch.Tensor], policy: Policy) -> None:
     """Count what is not finite in a batch, and raise or warn if anything is.
 
     Parameters
@@ -60,8 +25,6 @@ def report(images: Sequence[torch.Tensor], policy: Policy, *, stacklevel: int = 
         The batch before any arithmetic, each ``(channels, height, width)``.
     policy : {"raise", "warn", "ignore"}
         ``"ignore"`` returns at once.
-    stacklevel : int
-        Where a warning points to, as in `warnings.warn`.
 
     Raises
     ------
@@ -83,9 +46,8 @@ def report(images: Sequence[torch.Tensor], policy: Policy, *, stacklevel: int = 
     if not broken:
         return
     message = _message(images, broken, nans, infinities, (low, high))
-    if policy == "raise":
-        raise NonFiniteError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
+    tensor = describe(images[broken[0]])
+    act(policy, message, stacklevel=3, device=tensor.device, tensor=tensor)
 
 
 def _census(image: torch.Tensor) -> tuple[int, int, float, float]:

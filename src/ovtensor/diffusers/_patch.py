@@ -7,7 +7,6 @@ that it changes; see :mod:`ovtensor.diffusers.install` for its one caller.
 from __future__ import annotations
 
 import inspect
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ from ovtensor.errors import PatchConflictError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Patch", "Swap"]
+__all__ = ["ABSENT", "Patch", "Swap"]
 
-_ABSENT: Any = object()  # the owner inherits the attribute, or has none
+ABSENT: Any = object()  # the owner inherits the attribute, or has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +32,37 @@ class Swap:
         The attribute of `owner`.
     value : object
         The raw entry to put there: wrap it in ``staticmethod`` where the owner has one.
+    own : object
+        What `owner` has there when nobody patches it, `ABSENT` included; code like it counts. None
+        if that is not known.
     """
 
     owner: Any
     name: str
     value: Any
+    own: Any = None
 
     def __str__(self) -> str:
         owner = getattr(self.owner, "__qualname__", None) or self.owner.__name__
         return f"{getattr(self.owner, '__module__', '')}.{owner}.{self.name}".lstrip(".")
+
+    @property
+    def entry(self) -> Any:
+        """What the owner itself holds now, without binding or inheritance."""
+        slot = inspect.getattr_static(type(self.owner), self.name, None)
+        if inspect.isdatadescriptor(slot):  # kept in the object, not its dict: function.__code__
+            return getattr(self.owner, self.name)
+        return vars(self.owner).get(self.name, ABSENT)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the owner holds `value`, perhaps in another wrapper than ours."""
+        return _function(self.entry) is _function(self.value)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the owner holds what it has by itself."""
+        return bool(_code(self.own) == _code(self.entry))
 
 
 class Patch:
@@ -52,42 +73,43 @@ class Patch:
     swaps : sequence of Swap
         Applied in order, undone in the opposite order.
 
+    Attributes
+    ----------
+    applied : bool
+        Whether the swaps are in place as far as this object did it.
+
     Notes
     -----
     What is kept and put back is the owner's own raw entry, not the result of ``getattr``: a
     ``staticmethod`` stays one, and an attribute that the owner inherited is deleted again rather
-    than pinned. Both calls are atomic towards each other and leave nothing half done: if a swap
-    fails, those before it are taken back.
+    than pinned. If a swap fails, those before it are taken back; if that is interrupted too, the
+    next call begins with it. Threads that share a patch need a lock around both calls.
     """
 
     def __init__(self, swaps: Sequence[Swap]) -> None:
         self._swaps = tuple(swaps)
-        self._originals: list[Any] | None = None
-        self._lock = threading.RLock()
-
-    @property
-    def applied(self) -> bool:
-        """Whether the swaps are in place as far as this object did it."""
-        return self._originals is not None
+        self._originals: tuple[Any, ...] = ()  # kept while any value may be in place
+        self.applied = False
 
     def apply(self) -> None:
         """Put every value in place; no effect if that was done already."""
-        with self._lock:
-            if self._originals is not None:
-                return
-            originals: list[Any] = []
-            try:
-                for swap in self._swaps:
-                    original = _entry(swap.owner, swap.name)
-                    setattr(swap.owner, swap.name, swap.value)
-                    originals.append(original)
-            except BaseException:
-                self._restore(originals)
-                raise
-            self._originals = originals
+        if self.applied:
+            return
+        self._restore()
+        self._originals = tuple(swap.entry for swap in self._swaps)
+        try:
+            for swap in self._swaps:
+                setattr(swap.owner, swap.name, swap.value)
+            self.applied = True
+        except BaseException:
+            self._restore()
+            raise
 
     def undo(self) -> None:
         """Restore every entry exactly as it was found; no effect if nothing is applied.
+
+        An entry that its owner has back already, because somebody who had patched it before us has
+        restored it since, stays as it is.
 
         Raises
         ------
@@ -95,29 +117,35 @@ class Patch:
             If somebody replaced one of the attributes since. Nothing is restored then, and
             `undo` works again once they took theirs back.
         """
-        with self._lock:
-            if self._originals is None:
-                return
-            taken = [s for s in self._swaps if _entry(s.owner, s.name) is not s.value]
+        if self.applied:
+            taken = [
+                swap
+                for swap, original in zip(self._swaps, self._originals, strict=True)
+                if not (swap.in_place or swap.entry is original or swap.is_own)
+            ]
             if taken:
                 raise PatchConflictError(
                     f"cannot undo: {', '.join(map(str, taken))} was replaced by somebody else "
                     "after this patch; undo the later patch first"
                 )
-            self._restore(self._originals)
-            self._originals = None
+        self._restore()
 
-    def _restore(self, originals: list[Any]) -> None:
-        for swap, original in reversed(list(zip(self._swaps, originals, strict=False))):
-            if original is _ABSENT:
+    def _restore(self) -> None:
+        self.applied = False
+        for swap, original in reversed(list(zip(self._swaps, self._originals, strict=False))):
+            if not swap.in_place:
+                continue
+            if original is ABSENT:
                 delattr(swap.owner, swap.name)
             else:
                 setattr(swap.owner, swap.name, original)
+        self._originals = ()
 
 
-def _entry(owner: Any, name: str) -> Any:
-    """Look up what `owner` itself holds under `name`, without binding or inheritance."""
-    slot = inspect.getattr_static(type(owner), name, None)
-    if inspect.isdatadescriptor(slot):  # kept in the object, not in its dict: function.__code__
-        return getattr(owner, name)
-    return vars(owner).get(name, _ABSENT)
+def _function(entry: Any) -> Any:
+    return entry.__func__ if isinstance(entry, (staticmethod, classmethod)) else entry
+
+
+def _code(entry: Any) -> Any:
+    function = _function(entry)
+    return getattr(function, "__code__", function)

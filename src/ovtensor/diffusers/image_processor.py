@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import image_processor as stock
 from diffusers import video_processor as stock_video
 
 from ovtensor.diffusers import _depth, _methods
+
+if TYPE_CHECKING:
+    from ovtensor.nonfinite import Policy
 
 __all__ = [
     "IPAdapterMaskProcessor",
@@ -35,7 +38,7 @@ class VaeImageProcessor(stock.VaeImageProcessor):
     ``pipe.image_processor = VaeImageProcessor.from_config(pipe.image_processor.config)``
     """
 
-    nonfinite: str | None = None
+    nonfinite: Policy | None = None
 
     postprocess = _methods.postprocess
     preprocess = _methods.preprocess

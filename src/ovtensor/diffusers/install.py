@@ -9,14 +9,18 @@ from diffusers import image_processor as stock
 from diffusers.utils import pil_utils
 from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers import _nonfinite
+from ovtensor.diffusers import _unpatched
 from ovtensor.diffusers import image_processor as ours
-from ovtensor.diffusers._patch import Patch, Swap
+from ovtensor.diffusers._patch import ABSENT, Patch, Swap
+from ovtensor.errors import PatchConflictError
+from ovtensor.nonfinite import checked_policy, set_process_policy
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from ovtensor.nonfinite import Policy
 
 __all__ = ["PatchHandle", "is_patched", "patch_diffusers"]
 
@@ -38,21 +42,24 @@ def _numpy_to_pil(images):  # type: ignore[no-untyped-def]
 
 
 _FAMILY = (
-    (stock.VaeImageProcessor, ours.VaeImageProcessor),
-    (stock.VaeImageProcessorLDM3D, ours.VaeImageProcessorLDM3D),
-    (stock.IPAdapterMaskProcessor, ours.IPAdapterMaskProcessor),
-    (VideoProcessor, ours.VideoProcessor),
+    (stock.VaeImageProcessor, ours.VaeImageProcessor, _unpatched.VaeImageProcessor),
+    (stock.VaeImageProcessorLDM3D, ours.VaeImageProcessorLDM3D, _unpatched.VaeImageProcessorLDM3D),
+    (stock.IPAdapterMaskProcessor, ours.IPAdapterMaskProcessor, _unpatched.IPAdapterMaskProcessor),
+    (VideoProcessor, ours.VideoProcessor, _unpatched.VideoProcessor),
 )
 _PATCH = Patch(
     [
-        Swap(theirs, name, entry)
-        for theirs, mine in _FAMILY
+        Swap(theirs, name, entry, vars(own).get(name, ABSENT))
+        for theirs, mine, own in _FAMILY
         for name, entry in vars(mine).items()
         if not name.startswith("_") and callable(getattr(mine, name))
     ]
     + [
-        Swap(pil_utils.pt_to_pil, "__code__", _pt_to_pil.__code__),
-        Swap(pil_utils.numpy_to_pil, "__code__", _numpy_to_pil.__code__),
+        Swap(theirs, "__code__", mine.__code__, own.__code__)
+        for theirs, mine, own in (
+            (pil_utils.pt_to_pil, _pt_to_pil, _unpatched.pt_to_pil),
+            (pil_utils.numpy_to_pil, _numpy_to_pil, _unpatched.numpy_to_pil),
+        )
     ]
 )
 _handles: list[PatchHandle] = []  # those not yet undone, oldest first
@@ -65,7 +72,7 @@ class PatchHandle:
     Use it as a context manager, or call `undo`. Safe to share between threads.
     """
 
-    def __init__(self, nonfinite: _nonfinite.Policy | None) -> None:
+    def __init__(self, nonfinite: Policy | None) -> None:
         self._nonfinite = nonfinite
 
     def undo(self) -> None:
@@ -77,12 +84,20 @@ class PatchHandle:
             If somebody replaced one of the attributes after us. Nothing changes then; undo theirs
             and call this again.
         """
+        try:
+            self._give_up()
+        except PatchConflictError:
+            raise
+        except BaseException:  # such as Ctrl-C, which is to leave nothing behind
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
         with _lock:
-            if self not in _handles:
-                return
-            if len(_handles) == 1:
-                _PATCH.undo()
-            _handles.remove(self)
+            if self in _handles:
+                if len(_handles) == 1:
+                    _PATCH.undo()
+                _handles.remove(self)
             _publish_policy()
 
     def __enter__(self) -> Self:
@@ -97,7 +112,7 @@ class PatchHandle:
         self.undo()
 
 
-def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
+def patch_diffusers(*, nonfinite: Policy | None = None) -> PatchHandle:
     """Make the processors of this package the behaviour of every diffusers pipeline.
 
     Pipelines that exist already are included, and so are those of third parties: the methods
@@ -133,13 +148,17 @@ def patch_diffusers(*, nonfinite: str | None = None) -> PatchHandle:
     >>> is_patched()
     False
     """
-    policy = None if nonfinite is None else _nonfinite.checked_policy(nonfinite, "nonfinite")
+    policy = None if nonfinite is None else checked_policy(nonfinite)
     handle = PatchHandle(policy)
-    with _lock:
-        _PATCH.apply()
-        _handles.append(handle)
-        _publish_policy()
-    return handle
+    try:
+        with _lock:
+            _handles.append(handle)  # before the patch, so that to undo knows of it
+            _PATCH.apply()
+            _publish_policy()
+        return handle  # noqa: TRY300  # an interrupt here is one before the caller has it
+    except BaseException:
+        handle.undo()
+        raise
 
 
 def is_patched() -> bool:
@@ -149,4 +168,4 @@ def is_patched() -> bool:
 
 def _publish_policy() -> None:
     given = [h._nonfinite for h in _handles if h._nonfinite is not None]  # noqa: SLF001
-    _nonfinite.set_process_policy(given[-1] if given else None)
+    set_process_policy(given[-1] if given else None)
