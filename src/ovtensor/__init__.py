@@ -10,8 +10,6 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ovtensor.engine.memory import uncollected
-
 __version__ = "0.1.0"
 
 # One logger for the whole library, quiet until the application gives it a handler or a level.
@@ -33,6 +31,10 @@ _LAZY = {
     "Backend": "ovtensor.pipelines",
     "sdxl_pipeline": "ovtensor.pipelines",
     "split_backends": "ovtensor.pipelines",
+    "pipeline": "ovtensor.pipelines",
+    "Event": "ovtensor.engine.events",
+    "MemoryPolicy": "ovtensor.engine.memory",
+    "engine": "ovtensor.engine",
     "tiny_sdxl_path": "ovtensor.models",
     "diffusers": "ovtensor.diffusers",
     "is_patched": "ovtensor.diffusers",
@@ -73,10 +75,13 @@ __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
     from ovtensor import diffusers as diffusers
+    from ovtensor import engine as engine
     from ovtensor import errors as errors
     from ovtensor.cache import ModelCache as ModelCache
     from ovtensor.diffusers import is_patched as is_patched
     from ovtensor.diffusers import patch_diffusers as patch_diffusers
+    from ovtensor.engine.events import Event as Event
+    from ovtensor.engine.memory import MemoryPolicy as MemoryPolicy
     from ovtensor.engine.weights import release_weights as release_weights
     from ovtensor.errors import BackendError as BackendError
     from ovtensor.errors import CacheWarning as CacheWarning
@@ -93,6 +98,7 @@ if TYPE_CHECKING:
     from ovtensor.errors import SessionClosedError as SessionClosedError
     from ovtensor.models import tiny_sdxl_path as tiny_sdxl_path
     from ovtensor.pipelines import Backend as Backend
+    from ovtensor.pipelines import pipeline as pipeline
     from ovtensor.pipelines import sdxl_pipeline as sdxl_pipeline
     from ovtensor.pipelines import split_backends as split_backends
     from ovtensor.tensors.convert import describe as describe
@@ -110,8 +116,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        with uncollected():
-            module = importlib.import_module(_LAZY[name])
+        module = importlib.import_module(_LAZY[name])
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA_PACKAGES:

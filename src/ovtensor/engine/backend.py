@@ -9,11 +9,10 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from ovtensor.engine.devices import listing as _listing
-from ovtensor.engine.devices import precision_for, traits_of
+from ovtensor.engine.devices import Precision, precision_for, traits_of
 from ovtensor.errors import BackendError, MissingExtraError
 
 Kind: TypeAlias = Literal["torch", "openvino"]
-Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 
 _KINDS = ("torch", "openvino")
 _PRECISIONS = ("auto", "f32", "bf16", "f16")

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -167,9 +167,7 @@ class Compiled:
                 return self._requests[shapes]
             start = time.perf_counter()
             with self._events.stage("compile", self.name):
-                compiled = compile_for(
-                    self.plan, self.backend, self._entry, self._store, shapes
-                )
+                compiled = compile_for(self.plan, self.backend, self._entry, self._store, shapes)
             self.stats.compile_seconds += time.perf_counter() - start
             return self._keep(shapes, compiled)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -13,6 +13,8 @@ from ovtensor.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+Precision: TypeAlias = Literal["auto", "f32", "bf16", "f16"]
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
@@ -42,7 +44,7 @@ class DeviceTraits:
         Whether passes that were made for the CPU plugin's convolutions help.
     """
 
-    native: tuple[str, ...] = ("f32",)
+    native: tuple[Precision, ...] = ("f32",)
     static_shapes: bool = False
     reads_mapped_weights: bool = False
     widens_weights: bool = False
@@ -99,7 +101,7 @@ def properties_of(device: str) -> dict[str, Any]:
     return found
 
 
-def precision_for(device: str, precision: str, *, prefer_f32: bool) -> str:
+def precision_for(device: str, precision: Precision, *, prefer_f32: bool) -> Precision:
     """The precision that ``precision`` means on a device.
 
     Parameters

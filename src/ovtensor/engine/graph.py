@@ -57,6 +57,9 @@ class GraphTraits:
     needs_most_memory: bool = False
 
 
+NO_TRAITS = GraphTraits()
+
+
 def _as_many_as_it_takes(*_: torch.Tensor) -> int:
     return 2
 
@@ -109,7 +112,7 @@ class GraphSpec:
     name: str
     source: Source
     make: Callable[[Any], Graph]
-    traits: GraphTraits = GraphTraits()
+    traits: GraphTraits = NO_TRAITS
     inputs: tuple[Any, ...] | None = None
 
 

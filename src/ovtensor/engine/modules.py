@@ -139,7 +139,8 @@ def compile_module(
     >>> import torch
     >>> from ovtensor.engine import GraphInput, compile_module
     >>> net = torch.nn.Conv2d(3, 8, 3)
-    >>> with compile_module(net, [GraphInput("x", (-1, 3, -1, -1), torch.zeros(2, 3, 9, 9))]) as run:
+    >>> x = GraphInput("x", (-1, 3, -1, -1), torch.zeros(2, 3, 9, 9))
+    >>> with compile_module(net, [x]) as run:
     ...     (y,) = run(torch.zeros(1, 3, 32, 16))
     >>> y.shape
     torch.Size([1, 8, 30, 14])

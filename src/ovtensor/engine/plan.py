@@ -108,15 +108,17 @@ class ConversionPlan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """torch's dtype of the arithmetic."""
+        """Torch's dtype of the arithmetic."""
         return torch_dtype(self.precision)
 
     @property
     def load_dtype(self) -> torch.dtype:
-        """torch's dtype in which the weights are loaded."""
+        """Torch's dtype in which the weights are loaded."""
         import torch
 
-        kept: torch.dtype | None = None if self.stored_as is None else getattr(torch, self.stored_as)
+        kept: torch.dtype | None = (
+            None if self.stored_as is None else getattr(torch, self.stored_as)
+        )
         return self.dtype if kept is None else kept
 
     def conversion_fields(self) -> dict[str, Any]:

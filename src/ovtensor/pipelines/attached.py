@@ -58,7 +58,8 @@ def attach(
     state = _State(tokenizers, events, nonfinite, ended)
     attached = _copied(pipe, state)
     attached.__dict__[_STATE] = state
-    attached.__class__ = _attached_class(type(pipe))
+    own: Any = type(pipe)
+    attached.__class__ = _attached_class(own)
     return attached
 
 

@@ -16,7 +16,8 @@ from ovtensor.engine.identity import plain
 from ovtensor.engine.runners import DeferredRunner, Runner, TorchRunner
 from ovtensor.engine.weights import release_weights
 from ovtensor.errors import ComponentError
-from ovtensor.pipelines.kinds import Attachment, kind_of, known_classes
+from ovtensor.pipelines.kinds import kind_of, known_classes
+from ovtensor.pipelines.proxies import Attachment
 from ovtensor.pipelines.report import ComponentReport, Report
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ class Builder:
 
     def _run(self, name: str, make: Callable[[GraphKind, bool], Runner]) -> Run:
         def run(part: GraphKind, *, in_f32: bool = False, deferred: bool = False) -> Runner:
-            runner: Runner = DeferredRunner(
-                name + part.suffix, functools.partial(make, part, in_f32)
-            )
+            runner = DeferredRunner(name + part.suffix, functools.partial(make, part, in_f32))
             self._undo.callback(runner.close)
             self._stats[name].append(lambda: runner.stats)
             self._runners[name].append(runner)

@@ -123,7 +123,9 @@ def family_of(pipe: Any) -> Family:
     named = next((found for name in classes if (found := family_called(name))), None)
     unet = getattr(pipe, "unet", None)
     config = getattr(unet, "config", {})
-    theirs = all(base.__module__.partition(".")[0] == "diffusers" for base in type(pipe).__mro__[:1])
+    theirs = all(
+        base.__module__.partition(".")[0] == "diffusers" for base in type(pipe).__mro__[:1]
+    )
     if named is None and theirs:
         raise unknown_family(f"a {given}")
     missing = [name for name in ("unet", "vae") if getattr(pipe, name, None) is None]
@@ -136,7 +138,11 @@ def family_of(pipe: Any) -> Family:
     two = hasattr(pipe, "text_encoder_2")
     if named is None:
         named = next(
-            (one for one in FAMILIES if one.added == added and two == ("text_encoder_2" in one.components)),
+            (
+                one
+                for one in FAMILIES
+                if one.added == added and two == ("text_encoder_2" in one.components)
+            ),
             None,
         )
         if named is None:

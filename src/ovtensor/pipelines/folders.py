@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ovtensor.pipelines.families import Family
 
 
-def model_folder(model: str | Path) -> tuple[Path, Family]:
+def model_folder(model: str | os.PathLike[str]) -> tuple[Path, Family]:
     """The folder of a model, downloaded if it is a hub id, and its family.
 
     Raises

@@ -6,6 +6,7 @@ and refuses an argument that its graph does not have: nothing is dropped without
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,40 @@ import torch
 from ovtensor.errors import ComponentError
 
 if TYPE_CHECKING:
+    from ovtensor.engine.events import Events
     from ovtensor.engine.runners import Runner
-    from ovtensor.pipelines.kinds.base import Attachment
+    from ovtensor.nonfinite import Policy
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a proxy is made for.
+
+    Attributes
+    ----------
+    name : str
+        Of the component in the pipeline.
+    argument : str
+        The argument of a session that says where it runs, for error messages.
+    dtype : torch.dtype
+        That the pipeline sees.
+    narrow : bool
+        Whether numbers are rounded to fewer bits than float32 has.
+    encodes : bool
+        Whether the pipeline takes a picture, so that an encoder is needed at once.
+    events : Events
+        Who is told.
+    nonfinite : {"raise", "warn", "ignore"} or None
+        What NaN and infinity do, as the session was told.
+    """
+
+    name: str
+    argument: str
+    dtype: torch.dtype
+    narrow: bool
+    encodes: bool
+    events: Events
+    nonfinite: Policy | None
 
 
 class Proxy(torch.nn.Module):

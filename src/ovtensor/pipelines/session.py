@@ -102,9 +102,7 @@ class Session(Generic[Pipe]):
     def __enter__(self) -> Pipe:
         with self._changing_state:
             if self._state != "NEW":
-                raise SessionClosedError(
-                    "this session was already opened once; make a new one"
-                )
+                raise SessionClosedError("this session was already opened once; make a new one")
             self._state = "OPEN"
         with contextlib.ExitStack() as undo:  # undone at once if anything below raises
             undo.callback(give_back)
@@ -254,8 +252,7 @@ class Session(Generic[Pipe]):
         modules = _modules(pipe, family)
         self._settle(family, {name: kind_of(module) for name, module in modules.items()})
         sources: dict[str, ComponentSource] = {
-            name: compiled.get(name)
-            or LoadedSource(module, owned=True, folder=on_disk.get(name))
+            name: compiled.get(name) or LoadedSource(module, owned=True, folder=on_disk.get(name))
             for name, module in modules.items()
         }
         loras = self._read_loras(family, sources)
@@ -314,9 +311,7 @@ class Session(Generic[Pipe]):
             prefer_f32 = kind is not None and kind.f32_by_default
             self._backends[name] = resolve(asked, prefer_f32=prefer_f32)
 
-    def _demand_convertible(
-        self, family: Family, sources: Mapping[str, ComponentSource]
-    ) -> None:
+    def _demand_convertible(self, family: Family, sources: Mapping[str, ComponentSource]) -> None:
         """Refuse what cannot be converted before anything is."""
         for name, source in sources.items():
             components.convertible(name, family.components[name], source.meta_module)
@@ -329,9 +324,7 @@ class Session(Generic[Pipe]):
             if self._backends[name].kind == "openvino"
         ]
 
-    def _specs(
-        self, sources: Mapping[str, ComponentSource]
-    ) -> list[tuple[GraphSpec, Backend]]:
+    def _specs(self, sources: Mapping[str, ComponentSource]) -> list[tuple[GraphSpec, Backend]]:
         """The graph of each component on OpenVINO that is opened first."""
         found = []
         for name, source in self._on_openvino(sources):

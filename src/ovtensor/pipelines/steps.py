@@ -36,6 +36,7 @@ class StepWatch:
         self._start = time.perf_counter()
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        """Tell that a step has ended, and ask the caller's callback."""
         seconds = time.perf_counter() - self._start
         latents, steps = tensors["latents"], _steps(pipe)
         if not torch.isfinite(latents).all():

@@ -52,7 +52,8 @@ def passes_for(given: Conditions) -> tuple[str, ...]:
     known = {one.name for one in PASSES}
     if unknown := disabled - known:
         raise InputError(
-            f"{DISABLE} names {', '.join(sorted(unknown))}; the passes are {', '.join(sorted(known))}"
+            f"{DISABLE} names {', '.join(sorted(unknown))}; the passes are "
+            f"{', '.join(sorted(known))}"
         )
     return tuple(one.name for one in PASSES if one.name not in disabled and one.applies(given))
 

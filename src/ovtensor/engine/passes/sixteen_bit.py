@@ -40,8 +40,11 @@ class SixteenBitWeights(Pass):
         """
         asked, device = given.backend, given.device
         computed_with = asked.weights is not None or given.verify
-        return asked.precision == "f32" and device.widens_weights and not computed_with and (
-            given.stored is not None
+        return (
+            asked.precision == "f32"
+            and device.widens_weights
+            and not computed_with
+            and (given.stored is not None)
         )
 
     def on_module(self, module: torch.nn.Module, folder: Path) -> None:  # noqa: ARG002

@@ -103,4 +103,3 @@ def _is_upsample(node: ov.Node) -> bool:
     passes.run_passes(factors)
     folded = factors.outputs[0].get_node().input_value(0).get_node()
     return folded.get_type_name() == "Constant" and list(to_numpy(folded)) == [2, 2]
-

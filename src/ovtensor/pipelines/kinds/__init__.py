@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ovtensor.engine.identity import plain
 from ovtensor.pipelines.kinds.autoencoder_kl import AutoencoderKL, OtherAutoencoder
-from ovtensor.pipelines.kinds.base import Attachment, GraphKind, Kind
+from ovtensor.pipelines.kinds.base import GraphKind, Kind
 from ovtensor.pipelines.kinds.clip_text import CLIPText
 from ovtensor.pipelines.kinds.unet2d import UNet2D
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KINDS", "Attachment", "GraphKind", "Kind", "kind_called", "kind_of", "known_classes"]
+__all__ = ["KINDS", "GraphKind", "Kind", "kind_called", "kind_of", "known_classes"]
 
 KINDS: tuple[Kind, ...] = (UNet2D(), CLIPText(), AutoencoderKL(), OtherAutoencoder())
 
@@ -26,9 +26,9 @@ def kind_called(name: str) -> Kind | None:
 def kind_of(module: Any) -> Kind | None:
     """The kind of a module, by its class or the nearest class that it is a subclass of."""
     for base in type(plain(module)).__mro__:
-        if base.__module__.partition(".")[0] in ("diffusers", "transformers"):
-            if (kind := kind_called(base.__name__)) is not None:
-                return kind
+        theirs = base.__module__.partition(".")[0] in ("diffusers", "transformers")
+        if theirs and (kind := kind_called(base.__name__)) is not None:
+            return kind
     return None
 
 

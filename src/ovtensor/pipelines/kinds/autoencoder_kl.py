@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovtensor.engine.runners import Runner
-    from ovtensor.pipelines.kinds.base import Attachment, Run
+    from ovtensor.pipelines.kinds.base import Run
+    from ovtensor.pipelines.proxies import Attachment
 
 
 class _Convolutions(torch.nn.Module):
@@ -125,17 +126,15 @@ DECODER = GraphKind(
     decoder_graph,
     GraphTraits(f32_by_default=True, convolutional=True, needs_most_memory=True),
 )
-ENCODER = GraphKind(
-    "_encoder", encoder_graph, GraphTraits(f32_by_default=True, convolutional=True)
-)
+ENCODER = GraphKind("_encoder", encoder_graph, GraphTraits(f32_by_default=True, convolutional=True))
 
 
 class AutoencoderKL(Kind):
     """``AutoencoderKL``, whose values overflow in half precision."""
 
     name = "KL autoencoder"
-    classes = ("AutoencoderKL",)
-    graphs = (DECODER, ENCODER)
+    classes: ClassVar = ("AutoencoderKL",)
+    graphs: ClassVar = (DECODER, ENCODER)
 
     def dtype_on_torch(self, module: Any) -> torch.dtype:
         """See :class:`.Kind`: float32 where diffusers would upcast it."""
@@ -186,8 +185,8 @@ class OtherAutoencoder(AutoencoderKL):
     """Autoencoders whose pixels are checked on torch, and that no graph is known for."""
 
     name = "autoencoder"
-    classes = ("AutoencoderTiny", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE")
-    graphs = ()
+    classes: ClassVar = ("AutoencoderTiny", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE")
+    graphs: ClassVar = ()
 
     def reruns(self, to: Attachment) -> bool:  # noqa: ARG002
         """See :class:`.Kind`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ovtensor.engine.graph import GraphTraits
+from ovtensor.engine.graph import NO_TRAITS, GraphTraits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ovtensor.engine.events import Events
     from ovtensor.engine.graph import Graph
     from ovtensor.engine.runners import Runner
-    from ovtensor.nonfinite import Policy
+    from ovtensor.pipelines.proxies import Attachment
 
     class Run(Protocol):
         """Makes the runner of one of the component's graphs: at once, or when first called."""
@@ -44,38 +43,7 @@ class GraphKind:
 
     suffix: str
     make: Callable[[str, Any], Graph]
-    traits: GraphTraits = GraphTraits()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attachment:
-    """What a proxy is made for.
-
-    Attributes
-    ----------
-    name : str
-        Of the component in the pipeline.
-    argument : str
-        The argument of a session that says where it runs, for error messages.
-    dtype : torch.dtype
-        That the pipeline sees.
-    narrow : bool
-        Whether numbers are rounded to fewer bits than float32 has.
-    encodes : bool
-        Whether the pipeline takes a picture, so that an encoder is needed at once.
-    events : Events
-        Who is told.
-    nonfinite : {"raise", "warn", "ignore"} or None
-        What NaN and infinity do, as the session was told.
-    """
-
-    name: str
-    argument: str
-    dtype: torch.dtype
-    narrow: bool
-    encodes: bool
-    events: Events
-    nonfinite: Policy | None
+    traits: GraphTraits = NO_TRAITS
 
 
 class Kind:
@@ -110,11 +78,11 @@ class Kind:
         return dtype
 
     def watched(self, module: Any, to: Attachment) -> Any:  # noqa: ARG002
-        """What takes the place of a module that stays on torch as it is; itself if nothing has to."""
+        """What takes the place of a module that stays on torch; itself if nothing has to."""
         return module
 
     def reruns(self, to: Attachment) -> bool:  # noqa: ARG002
-        """Whether it runs once more in float32 where numbers overflow, so needs a proxy on torch."""
+        """Whether it runs once more in float32 where it overflows, so needs a proxy on torch."""
         return False
 
     def proxy(self, shown: Any, run: Run, to: Attachment) -> Any:

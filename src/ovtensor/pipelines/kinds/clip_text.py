@@ -14,7 +14,8 @@ from ovtensor.pipelines.proxies import ComponentProxy, given_arguments
 
 if TYPE_CHECKING:
     from ovtensor.engine.runners import Runner
-    from ovtensor.pipelines.kinds.base import Attachment, Run
+    from ovtensor.pipelines.kinds.base import Run
+    from ovtensor.pipelines.proxies import Attachment
 
 
 class _TextForward(torch.nn.Module):
@@ -80,13 +81,8 @@ class TextEncoderProxy(ComponentProxy):
         self._projects = hasattr(text_encoder, "text_projection")
         # transformers 5 took one level out of CLIPTextModel; diffusers looks for both.
         self.text_model = torch.nn.Module()
-        self.text_model.final_layer_norm = _FinalNorm(text_encoder.config.layer_norm_eps)
-
-    @property
-    def final_layer_norm(self) -> torch.nn.Module:
-        """The norm after the last layer."""
-        norm: torch.nn.Module = self.text_model.final_layer_norm
-        return norm
+        norm = _FinalNorm(text_encoder.config.layer_norm_eps)
+        self.text_model.final_layer_norm = self.final_layer_norm = norm
 
     def forward(
         self,
@@ -109,7 +105,7 @@ class TextEncoderProxy(ComponentProxy):
                 component=self.runner.name,
             )
         results = self.runner(input_ids)
-        self.text_model.final_layer_norm.weights = results[2:4]
+        self.final_layer_norm.weights = (results[2], results[3])
         last, pooled, *states = (
             state.to(input_ids.device, self.dtype) for state in (*results[:2], *results[4:])
         )

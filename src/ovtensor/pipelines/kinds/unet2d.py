@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
     from ovtensor.engine.runners import Runner
-    from ovtensor.pipelines.kinds.base import Attachment, Run
+    from ovtensor.pipelines.kinds.base import Run
+    from ovtensor.pipelines.proxies import Attachment
 
 
 class _Given(torch.nn.Module):
@@ -37,7 +38,7 @@ class _Given(torch.nn.Module):
 
 
 class _UNetForward(torch.nn.Module):
-    """The UNet from the sinusoids of its timestep and sizes onward: see :func:`timestep_embedding`."""
+    """The UNet from its timestep's sinusoids onward: see :func:`timestep_embedding`."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
