@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from ovtensor.engine.devices import listing as _listing
 from ovtensor.engine.devices import Precision, precision_for, traits_of
+from ovtensor.engine.devices import listing as _listing
 from ovtensor.errors import BackendError, MissingExtraError
 
 Kind: TypeAlias = Literal["torch", "openvino"]

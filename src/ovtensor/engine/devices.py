@@ -1,4 +1,4 @@
-"""What a device of OpenVINO's is like: a row of traits a kind of device, and what it says itself."""
+"""What a device of OpenVINO is like: a row of traits a kind of device, and what it tells itself."""
 
 from __future__ import annotations
 

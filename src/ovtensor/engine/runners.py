@@ -1,6 +1,6 @@
 """Two ways to run a graph: eagerly in torch, or compiled by OpenVINO.
 
-A runner takes the graph's tensors, of any floating dtype and on any device. It gives tensors, floats
+A runner takes tensors of any floating dtype and on any device. It gives tensors, floats
 as float32, that belong to the caller: no later call writes to them.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from ovtensor.pipelines.families import family_called, unknown_family
 
 WEIGHTS = ("*.safetensors", "*.bin")
 if TYPE_CHECKING:
+    import os
+
     from ovtensor.pipelines.families import Family
 
 

@@ -133,8 +133,8 @@ class AutoencoderKL(Kind):
     """``AutoencoderKL``, whose values overflow in half precision."""
 
     name = "KL autoencoder"
-    classes: ClassVar = ("AutoencoderKL",)
-    graphs: ClassVar = (DECODER, ENCODER)
+    classes: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
+    graphs: ClassVar[tuple[GraphKind, ...]] = (DECODER, ENCODER)
 
     def dtype_on_torch(self, module: Any) -> torch.dtype:
         """See :class:`.Kind`: float32 where diffusers would upcast it."""
@@ -185,8 +185,12 @@ class OtherAutoencoder(AutoencoderKL):
     """Autoencoders whose pixels are checked on torch, and that no graph is known for."""
 
     name = "autoencoder"
-    classes: ClassVar = ("AutoencoderTiny", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE")
-    graphs: ClassVar = ()
+    classes: ClassVar[tuple[str, ...]] = (
+        "AutoencoderTiny",
+        "AsymmetricAutoencoderKL",
+        "ConsistencyDecoderVAE",
+    )
+    graphs: ClassVar[tuple[GraphKind, ...]] = ()
 
     def reruns(self, to: Attachment) -> bool:  # noqa: ARG002
         """See :class:`.Kind`."""
