@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +12,26 @@ import torch
 
 from ovtensor.engine.compiled import RunnerStats
 from ovtensor.engine.devices import TORCH_DTYPES, torch_dtype
-from ovtensor.engine.graph import GraphSpec
 from ovtensor.engine.identity import plain
 from ovtensor.engine.runners import DeferredRunner, Runner, TorchRunner
 from ovtensor.engine.weights import release_weights
-from ovtensor.errors import ComponentError
-from ovtensor.pipelines.kinds import kind_of, known_classes
+from ovtensor.pipelines.kinds import convertible, graph_spec, kind_of
 from ovtensor.pipelines.proxies import Attachment
 from ovtensor.pipelines.report import ComponentReport, Report
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from ovtensor.engine.backend import Backend
     from ovtensor.engine.events import Events
     from ovtensor.engine.opening import Opener
     from ovtensor.engine.plan import ConversionPlan
     from ovtensor.nonfinite import Policy
     from ovtensor.pipelines.kinds import GraphKind, Kind
     from ovtensor.pipelines.kinds.base import Run
-    from ovtensor.pipelines.sources import ComponentSource
+    from ovtensor.pipelines.prepare import Prepared
 
 _PRECISIONS = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-
-def graph_spec(component: str, part: GraphKind, source: ComponentSource) -> GraphSpec:
-    """The spec of one of a component's graphs."""
-    name = component + part.suffix
-    return GraphSpec(name, source, functools.partial(part.make, name), part.traits)
 
 
 class Builder:
@@ -50,17 +42,18 @@ class Builder:
 
     def __init__(
         self,
-        backends: Mapping[str, Backend],
-        arguments: Mapping[str, str],
-        sources: Mapping[str, ComponentSource],
+        prepared: Prepared,
         opener: Opener,
         events: Events,
         nonfinite: Policy | None,
         undo: contextlib.ExitStack,
     ) -> None:
-        self._backends = backends
-        self._arguments = arguments
-        self._sources = dict(sources)
+        self._backends = prepared.backends
+        self._arguments = prepared.family.components
+        self._sources = dict(prepared.sources)
+        # Pipelines that take a picture need the VAE's encoder at once.
+        call = inspect.signature(type(prepared.pipe).__call__)
+        self._encodes = "image" in call.parameters
         self._opener = opener
         self._events = events
         self._nonfinite = nonfinite
@@ -70,11 +63,11 @@ class Builder:
         self._runners: dict[str, list[Runner]] = {}
         undo.callback(self._sources.clear)  # they may hold modules, and this outlives them
 
-    def build(self, name: str, original: Any, interface: torch.dtype, *, encodes: bool) -> Any:
+    def build(self, name: str, original: Any, interface: torch.dtype) -> Any:
         """What takes the place of ``original``, or ``original`` itself if nothing has to.
 
         Pipelines see ``interface`` as its dtype. An encoder of pictures is made ready at once if
-        the pipeline ``encodes`` them, else when it is first called.
+        the pipeline takes some, else when it is first called.
 
         Raises
         ------
@@ -88,7 +81,7 @@ class Builder:
             argument=self._arguments[name],
             dtype=interface,
             narrow=backend.precision != "f32" or backend.weights is not None,
-            encodes=encodes,
+            encodes=self._encodes,
             events=self._events,
             nonfinite=self._nonfinite,
         )
@@ -187,29 +180,6 @@ class Builder:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-def convertible(name: str, argument: str, module: Any) -> Kind:
-    """The kind of a component that is to run on OpenVINO.
-
-    Raises
-    ------
-    ComponentError
-        If none is known, or something about it cannot be converted.
-    """
-    kind, given = kind_of(module), type(plain(module)).__qualname__
-    cure = f'run it on torch ({argument}="torch")'
-    if kind is None or not kind.graphs:
-        raise ComponentError(
-            f"the {name} is a {given}, which cannot be converted; OpenVINO runs "
-            f"{', '.join(known_classes())}; {cure}",
-            component=name,
-        )
-    if obstacle := kind.obstacle(module):
-        raise ComponentError(
-            f"the {name} ({given}) cannot be converted: {obstacle}; {cure}", component=name
-        )
-    return kind
 
 
 def _stats_of(module: torch.nn.Module) -> RunnerStats:

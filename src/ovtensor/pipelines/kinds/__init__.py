@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
+from ovtensor.engine.graph import GraphSpec
 from ovtensor.engine.identity import plain
+from ovtensor.errors import ComponentError
 from ovtensor.pipelines.kinds.autoencoder_kl import AutoencoderKL, OtherAutoencoder
 from ovtensor.pipelines.kinds.base import GraphKind, Kind
 from ovtensor.pipelines.kinds.clip_text import CLIPText
@@ -13,7 +16,9 @@ from ovtensor.pipelines.kinds.unet2d import UNet2D
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KINDS", "GraphKind", "Kind", "kind_called", "kind_of", "known_classes"]
+    from ovtensor.engine.sources import Source
+
+__all__ = ["KINDS", "GraphKind", "Kind", "convertible", "graph_spec", "kind_called", "kind_of"]
 
 KINDS: tuple[Kind, ...] = (UNet2D(), CLIPText(), AutoencoderKL(), OtherAutoencoder())
 
@@ -37,3 +42,32 @@ def known_classes() -> Iterator[str]:
     for kind in KINDS:
         if kind.graphs:
             yield from kind.classes
+
+
+def convertible(name: str, argument: str, module: Any) -> Kind:
+    """The kind of a component that is to run on OpenVINO.
+
+    Raises
+    ------
+    ComponentError
+        If none is known, or something about it cannot be converted.
+    """
+    kind, given = kind_of(module), type(plain(module)).__qualname__
+    cure = f'run it on torch ({argument}="torch")'
+    if kind is None or not kind.graphs:
+        raise ComponentError(
+            f"the {name} is a {given}, which cannot be converted; OpenVINO runs "
+            f"{', '.join(known_classes())}; {cure}",
+            component=name,
+        )
+    if obstacle := kind.obstacle(module):
+        raise ComponentError(
+            f"the {name} ({given}) cannot be converted: {obstacle}; {cure}", component=name
+        )
+    return kind
+
+
+def graph_spec(component: str, part: GraphKind, source: Source) -> GraphSpec:
+    """The spec of one of a component's graphs."""
+    name = component + part.suffix
+    return GraphSpec(name, source, functools.partial(part.make, name), part.traits)
