@@ -11,7 +11,7 @@ import numpy as np
 
 from ovtensor.errors import ConversionError, DatalessTensorError, MissingExtraError
 from ovtensor.tensors.cast import check_casting
-from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, native_dtype
+from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, installed, native_dtype
 from ovtensor.tensors.host import HostArray, TensorInfo, qualified_name
 from ovtensor.tensors.ownership import Need, settle
 from ovtensor.tensors.packed import pack
@@ -234,9 +234,11 @@ def _to_openvino(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> ope
     check_casting(casting)
     found = _unmasked(x, host(read(x)))
     target = found.element if dtype is None else element_of(dtype)
-    if dtype is None and target.openvino is None:
+    kind = installed(openvino.Type, target.openvino, openvino.Type)
+    if dtype is None and kind is None:
         target = BY_NAME[target.default]
-    if target.openvino is None:
+        kind = installed(openvino.Type, target.openvino, openvino.Type)
+    if kind is None:
         raise ConversionError(
             f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
             "or split complex numbers into a last axis of two"
@@ -246,7 +248,6 @@ def _to_openvino(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> ope
     bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
     if target.name == "str":
         return openvino.Tensor(bits)
-    kind = getattr(openvino.Type, target.openvino)
     if target.packed:
         if bits.ndim == 0:
             raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
@@ -309,7 +310,7 @@ def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.
 
 
 def _torch_dtype(torch: Any, element: ElementType) -> Any:
-    return getattr(torch, element.torch) if element.torch is not None else None
+    return installed(torch, element.torch, torch.dtype)
 
 
 def _unmasked(x: Any, found: HostArray) -> HostArray:

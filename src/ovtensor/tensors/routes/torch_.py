@@ -17,7 +17,7 @@ from torch._C import _len_torch_dispatch_stack as _dispatch_modes
 from torch._C import _len_torch_function_stack as _function_modes
 
 from ovtensor.errors import ConversionError, DatalessTensorError
-from ovtensor.tensors.dtypes import BY_NAME, BY_TORCH
+from ovtensor.tensors.dtypes import BY_NAME, TABLE, installed
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor.tensors.packed import unpack
 from ovtensor.tensors.registry import host, read
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 
-_ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items()}
+_ELEMENT = {
+    dtype: row for row in TABLE if (dtype := installed(torch, row.torch, torch.dtype)) is not None
+}
 # How NumPy sees the memory of each type; halves of a complex32 are float16.
 _TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
 _CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
@@ -165,9 +167,6 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
     """Read memory, then undo what flags and torch's own element types put on top of it."""
-    if x._is_zerotensor():  # noqa: SLF001  zeros without memory, made by forward-mode autodiff
-        zeros = np.zeros(tuple(x.shape), _ELEMENT[x.dtype].carrier)
-        return HostArray(zeros, _ELEMENT[x.dtype], Memory.FRESH)
     memory = _memory(x)
     if x.dtype is torch.complex32:
         values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
@@ -184,7 +183,8 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
             memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
             return HostArray(memory, element, Memory.FRESH)
         return HostArray(_signed(x, memory), element, Memory.FRESH)
-    return memory if element.in_numpy else HostArray(memory, element, Memory.CALLER)
+    owner = Memory.FRESH if x._is_zerotensor() else Memory.CALLER  # noqa: SLF001
+    return HostArray(memory, element, owner)
 
 
 def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -212,7 +212,7 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
             f"{ROUTE.describe(x)}: no array has this element type; "
             "view it as an integer type first, such as x.view(torch.uint8)"
         )
-    if x.numel() == 0:
+    if x.numel() == 0 or x._is_zerotensor():  # noqa: SLF001  forward-mode autodiff's, memoryless
         return np.zeros(size, typestr)
     interface = {
         "shape": size,
