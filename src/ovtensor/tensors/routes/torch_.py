@@ -22,7 +22,7 @@ from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualifi
 from ovtensor.tensors.packed import unpack
 from ovtensor.tensors.registry import host, read
 from ovtensor.tensors.routes.torch_data import disturbed, peeled, why_dataless
-from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, way_out
+from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 _ELEMENT = {
     dtype: row for row in TABLE if (dtype := installed(torch, row.torch, torch.dtype)) is not None
 }
-# How NumPy sees the memory of each type; halves of a complex32 are float16.
+# How NumPy sees the memory of each type; the parts of a complex32 are float16.
 _TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
 _CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -48,7 +48,7 @@ class TorchRoute:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
             x = peeled(x)
             _demand_data(x)
-        simple = way_out(x, _memory)
+        simple = unwrap(x, _memory)
         if isinstance(simple, Masked):
             values, mask = (host(read(part)) for part in simple)
             return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
@@ -89,8 +89,8 @@ class TorchRoute:
             )
 
 
-def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
-    """Make a way to show contiguous values that gives up when anything is special.
+def _fast_path(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
+    """Make a path that shows contiguous values, and gives up when anything is special.
 
     ``Tensor.numpy`` refuses flags and other layouts by itself. What it gets wrong is asked before
     and after: whether a mode or a trace is active, and whether the storage has what the tensor
@@ -119,13 +119,13 @@ def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, A
 
 
 class PlainRoute(TorchRoute):
-    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that."""
+    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a fast path for that."""
 
     __slots__ = ()
-    quick = staticmethod(_short_way(torch.Tensor.numpy))
+    quick = staticmethod(_fast_path(torch.Tensor.numpy))
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
-        """Take the short way, and the long one whenever anything is special."""
+        """Take the fast path, and the general one whenever anything is special."""
         found = self.quick(x)
         return TorchRoute.read(self, x) if found is None else found
 
@@ -134,11 +134,11 @@ class ParameterRoute(TorchRoute):
     """``torch.nn.Parameter`` itself: the same, past requires_grad.
 
     ``force`` is faster than ``.data`` and ``.detach()``, which make one more tensor. It copies
-    what has a conj or neg bit; so `read`, which promises views, is the long way.
+    what has a conj or neg bit; so `read`, which promises views, is the general path.
     """
 
     __slots__ = ()
-    quick = staticmethod(_short_way(lambda x: x.numpy(force=True)))
+    quick = staticmethod(_fast_path(lambda x: x.numpy(force=True)))
 
 
 def on_device(x: torch.Tensor) -> torch.Tensor | None:
@@ -147,7 +147,7 @@ def on_device(x: torch.Tensor) -> torch.Tensor | None:
         if x.device.type in ("cpu", "meta"):
             return None
         _demand_data(x)
-    simple = way_out(x, _memory)
+    simple = unwrap(x, _memory)
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         return _dense(simple) if isinstance(simple, torch.Tensor) else None
 
