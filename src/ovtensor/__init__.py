@@ -20,7 +20,7 @@ _LAZY = {
     "to_numpy": "ovtensor.tensors.convert",
     "to_torch": "ovtensor.tensors.convert",
     "to_openvino": "ovtensor.tensors.convert",
-    "describe": "ovtensor.tensors.convert",
+    "describe": "ovtensor.tensors.registry",
     "TensorInfo": "ovtensor.tensors.host",
     "tree_to_numpy": "ovtensor.tensors.tree",
     "tree_to_torch": "ovtensor.tensors.tree",
@@ -101,11 +101,11 @@ if TYPE_CHECKING:
     from ovtensor.pipelines import pipeline as pipeline
     from ovtensor.pipelines import sdxl_pipeline as sdxl_pipeline
     from ovtensor.pipelines import split_backends as split_backends
-    from ovtensor.tensors.convert import describe as describe
     from ovtensor.tensors.convert import to_numpy as to_numpy
     from ovtensor.tensors.convert import to_openvino as to_openvino
     from ovtensor.tensors.convert import to_torch as to_torch
     from ovtensor.tensors.host import TensorInfo as TensorInfo
+    from ovtensor.tensors.registry import describe as describe
     from ovtensor.tensors.registry import register_route as register_route
     from ovtensor.tensors.tree import tree_to_numpy as tree_to_numpy
     from ovtensor.tensors.tree import tree_to_openvino as tree_to_openvino

@@ -103,7 +103,7 @@ def test_integers_are_rounded_once():
 
 def test_an_unknown_rule_is_refused():
     x = torch.ones(1)
-    ovtensor.to_numpy(x)  # from the second call on there is a quick way, which needs no cast
+    ovtensor.to_numpy(x)  # from the second call on there is a fast path, which casts nothing
     with pytest.raises(InputError, match=r"casting='safe'.*same_value"):
         ovtensor.to_numpy(np.ones(1), dtype="float16", casting="safe")
     with pytest.raises(InputError, match=r"casting='safe'.*same_value"):

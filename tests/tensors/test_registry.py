@@ -89,7 +89,7 @@ def test_own_types_can_be_taught_anew():
     assert ovtensor.to_numpy(np.zeros(1)) == 0
 
 
-def test_short_ways_are_forgotten_too():
+def test_fast_paths_are_forgotten_too():
     torch = pytest.importorskip("torch")
     x = torch.zeros(2)
     assert [ovtensor.to_numpy(x).tolist() for _ in range(2)] == [[0, 0]] * 2
@@ -113,9 +113,9 @@ def test_a_route_that_goes_in_circles():
         ovtensor.to_numpy(Box(1))
 
 
-@pytest.mark.parametrize(("name", "route"), [("nomodule", len), (Box, 3), (Box, None)])
+@pytest.mark.parametrize(("name", "route"), [("nomodule", len), (Box, 3), (Box, None), (5, len)])
 def test_what_is_no_route(name, route):
-    with pytest.raises(InputError, match=r"is no route|names no module"):
+    with pytest.raises(InputError, match=r"is no route|names no module|neither a type"):
         ovtensor.register_route(name, route)
 
 

@@ -1,4 +1,4 @@
-"""Tensor subclasses: values by their own way out, or an error that says how to teach one."""
+"""Tensor subclasses: unwrapped by their own methods, or an error that says how to teach one."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_no_guess_is_made(make, text):
         ovtensor.to_numpy(make())
 
 
-def test_what_a_way_out_gives_is_no_view():
+def test_what_unwrapping_gives_is_no_view():
     for x in (Dequantized(VALUES), Wrapper(VALUES.clone())):
         with pytest.raises(ConversionError, match=r"copy=False.*not known to be shared"):
             ovtensor.to_numpy(x, copy=False)

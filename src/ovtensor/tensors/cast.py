@@ -8,6 +8,7 @@ import numpy as np
 
 from ovtensor.errors import ConversionError, InputError
 from ovtensor.tensors.narrow import decode, encode
+from ovtensor.tensors.packed import sign_extended
 
 if TYPE_CHECKING:
     from ovtensor.tensors.dtypes import ElementType
@@ -67,8 +68,7 @@ def recode(bits: Array, source: ElementType, target: ElementType, casting: str) 
 
 def _narrow_integers(values: Array, target: ElementType) -> Array:
     """Keep the lowest bits of integers, as a C cast does."""
-    out = values.astype(np.int64).astype(np.uint8) & np.uint8((1 << target.bits) - 1)
-    return ((out ^ 8).astype(np.int8) - 8).astype(np.int8) if target.name == "int4" else out
+    return sign_extended(values.astype(np.int64) & ((1 << target.bits) - 1), target)
 
 
 def _demand(holds: bool, source: ElementType, target: ElementType, what: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "TABLE",
     "ElementType",
     "element_of",
+    "installed",
     "native_dtype",
 ]
 
@@ -50,6 +51,10 @@ class ElementType:
         The NumPy type that holds every value of this type exactly, and that ``to_numpy`` gives.
     integral : bool
         Whether the values are integers, so that the carrier holds the value itself.
+    layout : tuple or None
+        Of a float that NumPy lacks: bits of the exponent and of the mantissa, bias of the exponent,
+        and what the topmost codes mean: ``"ieee"`` infinity and NaN, ``"fn"`` one NaN of each
+        sign, ``"fnuz"`` nothing but NaN in place of negative zero, ``"finite"`` numbers.
     """
 
     name: str
@@ -60,6 +65,7 @@ class ElementType:
     native: str | None = None
     default: str = "float32"
     integral: bool = False
+    layout: tuple[int, int, int, str] | None = None
 
     @property
     def carrier(self) -> np.dtype[Any]:
@@ -87,6 +93,17 @@ def _same(name: str, bits: int, openvino: str | None, torch: str | None = None) 
     return ElementType(name, bits, name, own, openvino, None, name, np.dtype(name).kind in "biu")
 
 
+def _narrow(
+    name: str,
+    bits: int,
+    torch: str | None,
+    openvino: str | None,
+    layout: tuple[int, int, int, str] | None = None,
+) -> ElementType:
+    """Build the row of a float that ``ml_dtypes`` has and NumPy lacks."""
+    return ElementType(name, bits, None, torch, openvino, name, layout=layout)
+
+
 TABLE: tuple[ElementType, ...] = (
     # First, because it is float64 by another name on some platforms: the later row wins there.
     _same("longdouble", 128, None, ""),
@@ -105,19 +122,26 @@ TABLE: tuple[ElementType, ...] = (
     _same("float64", 64, "f64"),
     _same("complex64", 64, None),
     _same("complex128", 128, None),
-    ElementType("bfloat16", 16, None, "bfloat16", "bf16", "bfloat16"),
-    ElementType("float8_e4m3fn", 8, None, "float8_e4m3fn", "f8e4m3", "float8_e4m3fn"),
-    ElementType("float8_e5m2", 8, None, "float8_e5m2", "f8e5m2", "float8_e5m2"),
-    ElementType("float8_e4m3fnuz", 8, None, "float8_e4m3fnuz", None, "float8_e4m3fnuz"),
-    ElementType("float8_e5m2fnuz", 8, None, "float8_e5m2fnuz", None, "float8_e5m2fnuz"),
-    ElementType("float8_e8m0fnu", 8, None, "float8_e8m0fnu", "f8e8m0", "float8_e8m0fnu"),
-    ElementType("float4_e2m1fn", 4, None, None, "f4e2m1", "float4_e2m1fn"),
+    _narrow("bfloat16", 16, "bfloat16", "bf16", (8, 7, 127, "ieee")),
+    _narrow("float8_e3m4", 8, None, None, (3, 4, 3, "ieee")),
+    _narrow("float8_e4m3", 8, None, None, (4, 3, 7, "ieee")),
+    _narrow("float8_e4m3fn", 8, "float8_e4m3fn", "f8e4m3", (4, 3, 7, "fn")),
+    _narrow("float8_e5m2", 8, "float8_e5m2", "f8e5m2", (5, 2, 15, "ieee")),
+    _narrow("float8_e4m3b11fnuz", 8, None, None, (4, 3, 11, "fnuz")),
+    _narrow("float8_e4m3fnuz", 8, "float8_e4m3fnuz", None, (4, 3, 8, "fnuz")),
+    _narrow("float8_e5m2fnuz", 8, "float8_e5m2fnuz", None, (5, 2, 16, "fnuz")),
+    _narrow("float8_e8m0fnu", 8, "float8_e8m0fnu", "f8e8m0"),
+    _narrow("float6_e2m3fn", 6, None, None, (2, 3, 1, "finite")),
+    _narrow("float6_e3m2fn", 6, None, None, (3, 2, 3, "finite")),
+    _narrow("float4_e2m1fn", 4, None, "f4e2m1", (2, 1, 1, "finite")),
     ElementType("nf4", 4, None, None, "nf4", None),
-    ElementType("uint1", 1, None, None, "u1", None, "uint8", True),
+    ElementType("uint1", 1, None, None, "u1", "uint1", "uint8", True),
     ElementType("uint2", 2, None, None, "u2", "uint2", "uint8", True),
     ElementType("uint3", 3, None, None, "u3", None, "uint8", True),
     ElementType("uint4", 4, None, None, "u4", "uint4", "uint8", True),
     ElementType("uint6", 6, None, None, "u6", None, "uint8", True),
+    ElementType("int1", 1, None, None, None, "int1", "int8", True),
+    ElementType("int2", 2, None, None, None, "int2", "int8", True),
     ElementType("int4", 4, None, None, "i4", "int4", "int8", True),
     ElementType("str", 0, "str", None, "string", None, "str"),  # NumPy widens it as needed
 )
@@ -178,12 +202,19 @@ def native_dtype(element: ElementType) -> np.dtype[Any]:
             f"NumPy has no type for {element.name}; leave dtype out to get {element.default}"
         )
     try:
-        native: np.dtype[Any] = np.dtype(
-            getattr(importlib.import_module("ml_dtypes"), element.native)
-        )
-    except ModuleNotFoundError as missing:
+        found = installed(importlib.import_module("ml_dtypes"), element.native, type)
+    except ModuleNotFoundError:
+        found = None
+    native: np.dtype[Any] = np.dtype(found)
+    if native.name != element.native:  # nothing, or something else than a type of elements
         raise ConversionError(
-            f"NumPy's type for {element.name} comes with ml_dtypes, which is not installed; "
-            f"install it, or leave dtype out to get {element.default}"
-        ) from missing
+            f"NumPy's type for {element.name} comes with ml_dtypes, which is not installed or too "
+            f"old; install its newest release, or leave dtype out to get {element.default}"
+        )
     return native
+
+
+def installed(library: Any, name: str | None, kind: type) -> Any:
+    """Return a library's own type by its name in the table; None where this release lacks it."""
+    found = getattr(library, name, None) if name is not None else None
+    return found if isinstance(found, kind) else None

@@ -89,8 +89,8 @@ class TensorInfo:
     owner: str | None = None
 
     def __str__(self) -> str:
-        facts = (("shape", self.shape), ("dtype", self.dtype), ("device", self.device))
-        known = ", ".join(f"{name} {value}" for name, value in facts if value is not None)
+        told = (("shape", self.shape), ("dtype", self.dtype), ("device", self.device))
+        known = ", ".join(f"{name} {value}" for name, value in told if value is not None)
         return f"{self.type} ({known})" if known else self.type
 
 

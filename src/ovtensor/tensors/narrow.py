@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ovtensor.errors import ConversionError
+
 if TYPE_CHECKING:
     from ovtensor.tensors.dtypes import ElementType
 
@@ -21,14 +23,6 @@ __all__ = ["decode", "encode"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-# exponent bits, mantissa bits, exponent bias, what the topmost codes mean
-_FORMATS = {
-    "float8_e4m3fn": (4, 3, 7, "fn"),
-    "float8_e5m2": (5, 2, 15, "ieee"),
-    "float8_e4m3fnuz": (4, 3, 8, "fnuz"),
-    "float8_e5m2fnuz": (5, 2, 16, "fnuz"),
-    "float4_e2m1fn": (2, 1, 1, "finite"),
-}
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -41,7 +35,7 @@ _HALF = np.uint32(16)  # bits
 def decode(bits: Array, element: ElementType) -> Array:
     """Turn carriers into float32 values, exactly, in new memory."""
     if element.name != "bfloat16":
-        values: Array = np.asarray(_values(element.name)[bits])  # not a scalar
+        values: Array = np.asarray(_values(element)[bits])  # not a scalar
         return values
     # A bfloat16 is the upper half of a float32. Widening within the shift keeps to the cache.
     words = np.left_shift(bits, _HALF, dtype=np.uint32)
@@ -57,8 +51,8 @@ def encode(values: Array, element: ElementType) -> Array:
     """
     if element.name == "bfloat16":
         return _encode_bfloat16(values)
-    table = _values(element.name)
-    sorted_values, codes, middles = _search(element.name)
+    table = _values(element)
+    sorted_values, codes, middles = _search(element)
     wide = values.astype(np.float64)
     index = np.searchsorted(middles, wide)  # NaN sorts last
     tie = np.append(middles, np.inf)[index] == wide
@@ -74,13 +68,13 @@ def encode(values: Array, element: ElementType) -> Array:
         over |= wide <= 0
     special = np.isnan(table)
     if special.any():
-        out = np.where(over | np.isnan(wide), np.flatnonzero(special)[0].astype(np.uint8), out)
+        out = np.where(over | np.isnan(wide), np.flatnonzero(special)[0], out)
     if np.isposinf(table).any():
         out = np.where(over, np.flatnonzero(np.isposinf(table))[0], out)
-    sign = _sign_bit(element.name)
+    sign = _sign_bit(element)
     if sign:
         out = np.where(np.signbit(wide) & (over | (table[out] == 0)), out | sign, out)
-    encoded: Array = np.asarray(out, np.uint8)
+    encoded: Array = np.asarray(out, element.carrier)
     return encoded
 
 
@@ -100,13 +94,18 @@ def _encode_bfloat16(values: Array) -> Array:
 
 
 @functools.cache
-def _values(name: str) -> Array:
+def _values(element: ElementType) -> Array:
     """Every value of a format, by its code."""
-    if name == "nf4":
+    if element.name == "nf4":
         return np.array(_NF4, np.float32)
-    if name == "float8_e8m0fnu":
+    if element.name == "float8_e8m0fnu":
         return np.append(np.ldexp(np.ones(255), np.arange(-127, 128)), np.nan).astype(np.float32)
-    exponent_bits, mantissa_bits, bias, kind = _FORMATS[name]
+    if element.layout is None:
+        raise ConversionError(
+            f"the layout of {element.name} is not known, so its values cannot be told or rounded "
+            "to; keep its bits with dtype='native', or view it as an integer type first"
+        )
+    exponent_bits, mantissa_bits, bias, kind = element.layout
     code = np.arange(1 << (1 + exponent_bits + mantissa_bits))
     mantissa = code & ((1 << mantissa_bits) - 1)
     exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1)
@@ -128,17 +127,17 @@ def _values(name: str) -> Array:
 
 
 @functools.cache
-def _search(name: str) -> tuple[Array, Array, Array]:
+def _search(element: ElementType) -> tuple[Array, Array, Array]:
     """Return the finite values in order, their codes, and the points half-way between them."""
-    table = _values(name).astype(np.float64)
+    table = _values(element).astype(np.float64)
     finite = np.flatnonzero(np.isfinite(table))
     values, first = np.unique(table[finite], return_index=True)  # +0 comes before -0
-    codes = finite[first].astype(np.uint8)
+    codes = finite[first].astype(element.carrier)
     return values, codes, (values[1:] + values[:-1]) / 2
 
 
-def _sign_bit(name: str) -> int:
+def _sign_bit(element: ElementType) -> int:
     """Return the bit that turns zero, infinity and NaN negative; 0 if the format has no such."""
-    if name not in _FORMATS or _FORMATS[name][3] == "fnuz":
+    if element.layout is None or element.layout[3] == "fnuz":
         return 0
-    return len(_values(name)) // 2
+    return len(_values(element)) // 2

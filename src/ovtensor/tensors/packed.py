@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ovtensor.errors import ConversionError
+
 if TYPE_CHECKING:
     from ovtensor.tensors.dtypes import ElementType
 
-__all__ = ["pack", "packed_size", "unpack"]
+__all__ = ["pack", "packed_size", "sign_extended", "unpack"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -32,7 +34,7 @@ def packed_size(count: int, bits: int) -> int:
 
 def unpack(packed: Array, shape: tuple[int, ...], element: ElementType) -> Array:
     """Spread packed bytes to one carrier a value, in `shape`."""
-    raw, bits = packed.reshape(-1).view(np.uint8), element.bits
+    raw, bits = packed.reshape(-1).view(np.uint8), _known_bits(element)
     count = math.prod(shape)
     raw = raw[: packed_size(count, bits)]
     if bits == 1:
@@ -45,14 +47,12 @@ def unpack(packed: Array, shape: tuple[int, ...], element: ElementType) -> Array
     else:
         values = _spread(raw.reshape(1, -1), bits)
     values = values.reshape(-1)[:count].reshape(shape)
-    if element.name == "int4":
-        return ((values ^ 8).astype(np.int8) - 8).astype(np.int8)
-    return values
+    return np.asarray(sign_extended(values, element))
 
 
 def pack(values: Array, element: ElementType) -> Array:
     """Squeeze one carrier a value into packed bytes: the inverse of `unpack`."""
-    bits = element.bits
+    bits = _known_bits(element)
     codes = values.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)
     if bits == 1:
         return np.packbits(codes)
@@ -65,6 +65,23 @@ def pack(values: Array, element: ElementType) -> Array:
     lows = _squeeze(group & ((1 << low) - 1), low, highest_first=True)
     highs = _squeeze(group >> low, high, highest_first=True)
     return np.concatenate((lows, highs), axis=1).reshape(-1)
+
+
+def sign_extended(codes: Array, element: ElementType) -> Array:
+    """Make the carriers of an integer type from its lowest bits."""
+    if element.carrier.kind == "i":
+        sign = 1 << (element.bits - 1)
+        codes = (codes.astype(np.int64) ^ sign) - sign
+    return codes.astype(element.carrier)
+
+
+def _known_bits(element: ElementType) -> int:
+    if 8 % element.bits and element.bits not in _SPLIT:
+        raise ConversionError(
+            f"how elements of {element.name} are packed is not known: {element.bits} bits each; "
+            "give a dtype of whole bytes, such as float32"
+        )
+    return element.bits
 
 
 def _shifts(bits: int, highest_first: bool) -> Array:

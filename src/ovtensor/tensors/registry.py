@@ -1,23 +1,21 @@
-"""Which route converts which type, without importing anybody's library.
+"""Which route converts which type, and what it finds.
 
-A framework's type can only be met once the framework has been imported, so names are looked up
-in ``sys.modules``. The route of a type is remembered on the first hit; registering clears that.
+The route of a type is remembered on the first hit; registering clears that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
-import sys
 import threading
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from ovtensor.errors import ConversionError, InputError
 from ovtensor.tensors.dtypes import BY_NAME, BY_NUMPY
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
+from ovtensor.tensors.known_types import OWN, PROTOCOLS, Entry, speaks_a_protocol
+from ovtensor.tensors.route import QuickRoute, Route, self_description
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,42 +23,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "QuickRoute",
-    "Route",
     "Unwrap",
+    "describe",
     "forget_types",
     "host",
     "quick_by_type",
     "read",
     "register_route",
     "route_for",
-    "self_description",
 ]
 
 ENTRY_POINTS = "ovtensor.routes"
-
-
-@runtime_checkable
-class Route(Protocol):
-    """How the tensors of one library are read. Routes hold no state: threads share them."""
-
-    def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
-        """Find the values of `x` in host memory, as a view wherever there can be one.
-
-        A bare array says: these are the values, in memory that the caller owns. Everything else
-        is said with a `HostArray`.
-        """
-
-    def describe(self, x: Any, /) -> TensorInfo:
-        """Tell what is known about `x` without reading its values."""
-
-
-@runtime_checkable
-class QuickRoute(Route, Protocol):
-    """A route that has a short way for the call which asks for nothing but an array."""
-
-    def quick(self, x: Any, /) -> np.ndarray[Any, Any] | None:
-        """Give what ``to_numpy(x)`` shall return, or None if anything about `x` is special."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,79 +60,7 @@ class Unwrap:
         return self_description(x, name)
 
 
-def self_description(x: Any, route: str) -> TensorInfo:
-    """Collect what a foreign object tells about itself; its attributes may raise anything."""
-    told: dict[str, Any] = {}
-    for name, form in (("shape", tuple), ("dtype", str), ("device", str)):
-        with contextlib.suppress(Exception):
-            told[name] = form(getattr(x, name))
-    return TensorInfo(
-        library=type(x).__module__.partition(".")[0],
-        type=qualified_name(type(x)),
-        has_data=True,
-        route=route,
-        owner=Memory.UNKNOWN.value,
-        **told,
-    )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Entry:
-    """A type by its qualified name, and where its route is found once it is needed."""
-
-    name: str
-    load: Callable[[], Route]
-    exact: bool = False  # serves no subclasses
-
-    def distance(self, cls: type) -> int | None:
-        """Tell how far `cls` is derived from the type; None if it is not."""
-        module, _, attr = self.name.rpartition(".")
-        base = getattr(sys.modules.get(module), attr, None)
-        if not isinstance(base, type) or not issubclass(cls, base):
-            return None
-        if self.exact and cls is not base:
-            return None
-        # A virtual base class (jax.Array is one) does not show in the order of resolution.
-        return cls.__mro__.index(base) if base in cls.__mro__ else len(cls.__mro__)
-
-
-def _own(route: str, *names: str, exact: bool = False) -> list[_Entry]:
-    def load() -> Route:
-        module, _, attribute = route.partition(":")
-        loaded = importlib.import_module(f"ovtensor.tensors.routes.{module}")
-        found: Route = getattr(loaded, attribute or "ROUTE")
-        return found
-
-    return [_Entry(name, load, exact) for name in names]
-
-
-_OWN = [
-    *_own("torch_:PLAIN", "torch.Tensor", exact=True),
-    *_own("torch_:PARAMETER", "torch.nn.Parameter", exact=True),
-    *_own("torch_", "torch.Tensor"),
-    *_own("foreign:PROXY", "torch.fx.proxy.Proxy"),
-    *_own("openvino_", "openvino.Tensor"),
-    *_own("openvino_objects", "openvino._pyopenvino.RemoteTensor"),
-    *_own("openvino_objects", "openvino._pyopenvino.Node", "openvino._pyopenvino.Output"),
-    *_own("openvino_objects", "openvino._pyopenvino.ConstOutput", "openvino._pyopenvino.Input"),
-    *_own("openvino_objects", "openvino._pyopenvino.InferRequest", "openvino._pyopenvino.Model"),
-    *_own("openvino_objects", "openvino._pyopenvino.CompiledModel", "openvino.Model"),
-    *_own("openvino_objects", "openvino.utils.data_helpers.wrappers.OVDict"),
-    *_own("numpy_", "numpy.ndarray", "numpy.generic"),
-    *_own("foreign:SCIPY", "scipy.sparse.sparray", "scipy.sparse.spmatrix"),
-    *_own("foreign:PILLOW", "PIL.Image.Image"),
-    *_own("foreign:CUPY", "cupy.ndarray"),
-    *_own("foreign:JAX", "jax.Array"),
-    *_own("foreign:JAX_SPARSE", "jax.experimental.sparse.JAXSparse"),
-    *_own("foreign:TENSORFLOW", "tensorflow.Tensor"),
-    *_own("foreign:TF_SPARSE", "tensorflow.SparseTensor"),
-    *_own("foreign:SYMBOLIC", "jax.core.Tracer", "keras.KerasTensor"),
-    *_own("python_", "builtins.bool", "builtins.int", "builtins.float", "builtins.complex"),
-    *_own("python_", "builtins.list", "builtins.tuple"),
-    *_own("python_:FOUND", "ovtensor.tensors.host.HostArray"),
-]
-_PROTOCOLS = _own("protocols", "any.type")[0]
-_registered: list[_Entry] = []
+_registered: list[Entry] = []
 _lock = threading.Lock()
 # Read without the lock: one lookup in a dict is atomic.
 _by_type: dict[type, Route] = {}
@@ -176,12 +77,15 @@ def route_for(cls: type) -> Route | None:
         return hit
     with _lock:
         registered = tuple(_registered)
-    best: tuple[int, _Entry] | None = None
-    for entry in (*registered, *_plug_ins(), *_OWN):
+    best: tuple[int, Entry] | None = None
+    for entry in (*registered, *_plug_ins(), *OWN):
         distance = entry.distance(cls)
         if distance is not None and (best is None or distance < best[0]):
             best = distance, entry
-    route = best[1].load() if best else _protocol_route(cls)
+    if best is not None:
+        route: Route | None = best[1].load()
+    else:
+        route = PROTOCOLS.load() if speaks_a_protocol(cls) else None
     with _lock:
         if route is not None and registered == tuple(_registered):
             if isinstance(route, QuickRoute):
@@ -214,6 +118,39 @@ def host(found: np.ndarray[Any, Any] | HostArray) -> HostArray:
         return found
     # A route gives bare arrays of numbers or text only, and text comes in any width.
     return HostArray(found, BY_NUMPY.get(found.dtype, BY_NAME["str"]), Memory.CALLER)
+
+
+def describe(x: Any) -> TensorInfo:
+    """Tell what is known about a tensor-like object, without reading its values.
+
+    Parameters
+    ----------
+    x : object
+        Anything; odd objects never make it raise.
+
+    Returns
+    -------
+    TensorInfo
+        Library, type, shape, dtype and device; whether there are values, and if not why; whether
+        a conversion can be a view; which route it would take; who owns the memory.
+
+    Examples
+    --------
+    >>> import numpy as np, ovtensor
+    >>> info = ovtensor.describe(np.zeros((2, 3)))
+    >>> info.library, info.shape, info.has_data, info.owner
+    ('numpy', (2, 3), True, 'caller')
+    """
+    cls = type(x)
+    try:
+        route = route_for(cls)
+        if route is not None:
+            return route.describe(x)
+        reason = "nothing that is known here"
+    except Exception as error:  # noqa: BLE001  an odd object may raise anything
+        reason = f"it does not say: {type(error).__name__}: {error}"
+    library = str(getattr(cls, "__module__", "")).partition(".")[0]
+    return TensorInfo(library, qualified_name(cls), reason=reason)
 
 
 def register_route(type_or_qualified_name: type | str, route: Route | Callable[[Any], Any]) -> None:
@@ -251,28 +188,14 @@ def register_route(type_or_qualified_name: type | str, route: Route | Callable[[
     if isinstance(type_or_qualified_name, str):
         if "." not in type_or_qualified_name:
             raise InputError(f"{type_or_qualified_name!r} names no module: give 'package.Type'")
-        entry = _Entry(type_or_qualified_name, lambda: ready)
+        entry = Entry(type_or_qualified_name, lambda: ready)
+    elif isinstance(cls := type_or_qualified_name, type):
+        entry = Entry(qualified_name(cls), lambda: ready, as_such=cls)
     else:
-        entry = _TypeEntry(type_or_qualified_name, lambda: ready)
+        raise InputError(f"{cls!r} is neither a type nor the qualified name of one")
     with _lock:
         _registered.insert(0, entry)
         forget_types()
-
-
-class _TypeEntry(_Entry):
-    """A type given as such: it may have no importable name."""
-
-    __slots__ = ("cls",)
-
-    def __init__(self, cls: type, load: Callable[[], Route]) -> None:
-        super().__init__(qualified_name(cls), load)
-        object.__setattr__(self, "cls", cls)
-
-    def distance(self, cls: type) -> int | None:
-        base: type = self.cls  # type: ignore[attr-defined]
-        if not issubclass(cls, base):
-            return None
-        return cls.__mro__.index(base) if base in cls.__mro__ else len(cls.__mro__)
 
 
 def _as_route(route: Any) -> Route:
@@ -287,28 +210,10 @@ def _as_route(route: Any) -> Route:
 
 
 @functools.cache
-def _plug_ins() -> tuple[_Entry, ...]:
+def _plug_ins() -> tuple[Entry, ...]:
     """List the plug-ins of installed packages by the types they serve; nothing is imported."""
 
-    def entry(point: importlib.metadata.EntryPoint) -> _Entry:
-        return _Entry(point.name, functools.cache(lambda: _as_route(point.load())))
+    def entry(point: importlib.metadata.EntryPoint) -> Entry:
+        return Entry(point.name, functools.cache(lambda: _as_route(point.load())))
 
     return tuple(entry(point) for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
-
-
-def _protocol_route(cls: type) -> Route | None:
-    protocols = ("__array_interface__", "__array__", "__dlpack__")
-    if issubclass(cls, str) or not (
-        any(hasattr(cls, name) for name in protocols) or _has_buffer(cls)
-    ):
-        return None
-    return _PROTOCOLS.load()
-
-
-def _has_buffer(cls: type) -> bool:
-    if sys.version_info >= (3, 12):
-        return hasattr(cls, "__buffer__")
-    buffers = ("builtins.bytes", "builtins.bytearray", "builtins.memoryview", "array.array")
-    return any(qualified_name(base) in (*buffers, "mmap.mmap") for base in cls.__mro__) or any(
-        base.__module__ == "_ctypes" for base in cls.__mro__
-    )

@@ -7,12 +7,15 @@ import dataclasses
 import sys
 from collections.abc import Mapping, MutableMapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ovtensor.tensors.convert import Casting, describe, to_numpy, to_openvino, to_torch
-from ovtensor.tensors.registry import route_for
+from ovtensor.tensors.convert import to_numpy, to_openvino, to_torch
+from ovtensor.tensors.registry import describe, route_for
+
+if TYPE_CHECKING:
+    from ovtensor.tensors.targets import Casting
 
 __all__ = ["tree_to_numpy", "tree_to_openvino", "tree_to_torch"]
 

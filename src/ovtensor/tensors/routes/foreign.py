@@ -10,7 +10,8 @@ import numpy as np
 
 from ovtensor.errors import ConversionError, DatalessTensorError
 from ovtensor.tensors.host import TensorInfo, qualified_name
-from ovtensor.tensors.registry import Unwrap, self_description
+from ovtensor.tensors.registry import Unwrap
+from ovtensor.tensors.route import self_description
 from ovtensor.tensors.routes.protocols import ProtocolRoute
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import numpy as np
 import openvino
 
 from ovtensor.errors import ConversionError
-from ovtensor.tensors.dtypes import BY_OPENVINO, ElementType
+from ovtensor.tensors.dtypes import BY_OPENVINO, TABLE, ElementType, installed
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor.tensors.packed import packed_size, unpack
 
-__all__ = ["ROUTE", "read_remote", "read_tensor", "shares"]
+__all__ = ["ROUTE", "element_type", "read_remote", "read_tensor", "shares"]
 
 
 class OpenvinoRoute:
@@ -57,9 +57,7 @@ def shares(element: ElementType | None) -> bool:
 
 def read_tensor(x: Any) -> HostArray:
     """Read an ``openvino.Tensor``."""
-    element = _ELEMENT.get(x.element_type)
-    if element is None:
-        raise ConversionError(f"{ROUTE.describe(x)}: its element type is not known here")
+    element = element_type(x.element_type, x)
     if element.name == "str":
         return HostArray(np.asarray(x.str_data), element, Memory.FRESH)
     data: np.ndarray[Any, Any]
@@ -72,6 +70,17 @@ def read_tensor(x: Any) -> HostArray:
     if element.packed:
         return HostArray(unpack(data, tuple(x.shape), element), element, Memory.FRESH)
     return HostArray(data.view(element.carrier), element, memory)
+
+
+def element_type(kind: openvino.Type, x: Any) -> ElementType:
+    """Return the row of an element type of OpenVINO, which `x` has."""
+    element = _ELEMENT.get(kind)
+    if element is None:
+        raise ConversionError(
+            f"{qualified_name(type(x))} (dtype {kind.get_type_name()}): its element type is not "
+            "known here; convert it in the model first, such as to f32"
+        )
+    return element
 
 
 def read_remote(x: Any) -> HostArray:
@@ -127,7 +136,11 @@ def _copied_here(x: Any) -> openvino.Tensor:
 
 
 # Types compare and hash by value; asking them for their name is slower.
-_ELEMENT = {getattr(openvino.Type, name): row for name, row in BY_OPENVINO.items()}
+_ELEMENT = {
+    kind: row
+    for row in TABLE
+    if (kind := installed(openvino.Type, row.openvino, openvino.Type)) is not None
+}
 # OpenVINO shows bfloat16 as float16, and float8 and packed elements as bytes.
 _UNMISTAKABLE = frozenset(
     row.carrier

@@ -11,7 +11,7 @@ from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualifi
 from ovtensor.tensors.packed import unpack
 from ovtensor.tensors.registry import host
 from ovtensor.tensors.routes.numpy_ import ROUTE as NUMPY
-from ovtensor.tensors.routes.openvino_ import read_remote, read_tensor, shares
+from ovtensor.tensors.routes.openvino_ import element_type, read_remote, read_tensor, shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def result(port: Any, array: np.ndarray[Any, Any]) -> HostArray:
     OpenVINO hands out bfloat16 as float16, float8 as uint8, and packed elements as bytes.
     """
     found = host(NUMPY.read(array))
-    element = BY_OPENVINO[port.get_element_type().get_type_name()]
+    element = element_type(port.get_element_type(), port)
     if element.in_numpy or element is found.element:
         return found
     if element.packed:

@@ -11,7 +11,8 @@ import numpy as np
 from ovtensor.errors import ConversionError, DatalessTensorError
 from ovtensor.tensors.dtypes import BY_NUMPY
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo
-from ovtensor.tensors.registry import host, self_description
+from ovtensor.tensors.registry import host
+from ovtensor.tensors.route import self_description
 from ovtensor.tensors.routes.numpy_ import ROUTE as NUMPY
 
 __all__ = ["ROUTE"]

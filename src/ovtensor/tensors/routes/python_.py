@@ -93,7 +93,11 @@ def _stack(items: list[HostArray], source: Any) -> HostArray:
     if any(item.element is not element for item in items):
         wide = [widen(item.bits, item.element) for item in items]
         promoted = np.result_type(*(array.dtype for array in wide))
-        target = BY_NUMPY[promoted]
+        target = BY_NUMPY.get(promoted)
+        if target is None:
+            raise ConversionError(
+                f"{ROUTE.describe(source)} holds text beside numbers; convert them one by one"
+            )
         parts = [recode(a, BY_NUMPY[a.dtype], target, "same_value") for a in wide]
         element = target
     else:

@@ -17,20 +17,22 @@ from torch._C import _len_torch_dispatch_stack as _dispatch_modes
 from torch._C import _len_torch_function_stack as _function_modes
 
 from ovtensor.errors import ConversionError, DatalessTensorError
-from ovtensor.tensors.dtypes import BY_NAME, BY_TORCH
+from ovtensor.tensors.dtypes import BY_NAME, TABLE, installed
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor.tensors.packed import unpack
 from ovtensor.tensors.registry import host, read
 from ovtensor.tensors.routes.torch_data import disturbed, peeled, why_dataless
-from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, way_out
+from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 
-_ELEMENT = {getattr(torch, name): row for name, row in BY_TORCH.items()}
-# How NumPy sees the memory of each type; halves of a complex32 are float16.
+_ELEMENT = {
+    dtype: row for row in TABLE if (dtype := installed(torch, row.torch, torch.dtype)) is not None
+}
+# How NumPy sees the memory of each type; the parts of a complex32 are float16.
 _TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
 _CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -46,7 +48,7 @@ class TorchRoute:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
             x = peeled(x)
             _demand_data(x)
-        simple = way_out(x, _memory)
+        simple = unwrap(x, _memory)
         if isinstance(simple, Masked):
             values, mask = (host(read(part)) for part in simple)
             return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
@@ -87,8 +89,8 @@ class TorchRoute:
             )
 
 
-def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
-    """Make a way to show contiguous values that gives up when anything is special.
+def _fast_path(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, Any] | None]:
+    """Make a path that shows contiguous values, and gives up when anything is special.
 
     ``Tensor.numpy`` refuses flags and other layouts by itself. What it gets wrong is asked before
     and after: whether a mode or a trace is active, and whether the storage has what the tensor
@@ -117,13 +119,13 @@ def _short_way(numpy: Callable[[Any], Any]) -> Callable[[Any], np.ndarray[Any, A
 
 
 class PlainRoute(TorchRoute):
-    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a faster way for that."""
+    """``torch.Tensor`` itself, which mostly is a contiguous CPU tensor: a fast path for that."""
 
     __slots__ = ()
-    quick = staticmethod(_short_way(torch.Tensor.numpy))
+    quick = staticmethod(_fast_path(torch.Tensor.numpy))
 
     def read(self, x: Any, /) -> np.ndarray[Any, Any] | HostArray:
-        """Take the short way, and the long one whenever anything is special."""
+        """Take the fast path, and the general one whenever anything is special."""
         found = self.quick(x)
         return TorchRoute.read(self, x) if found is None else found
 
@@ -132,11 +134,11 @@ class ParameterRoute(TorchRoute):
     """``torch.nn.Parameter`` itself: the same, past requires_grad.
 
     ``force`` is faster than ``.data`` and ``.detach()``, which make one more tensor. It copies
-    what has a conj or neg bit; so `read`, which promises views, is the long way.
+    what has a conj or neg bit; so `read`, which promises views, is the general path.
     """
 
     __slots__ = ()
-    quick = staticmethod(_short_way(lambda x: x.numpy(force=True)))
+    quick = staticmethod(_fast_path(lambda x: x.numpy(force=True)))
 
 
 def on_device(x: torch.Tensor) -> torch.Tensor | None:
@@ -145,7 +147,7 @@ def on_device(x: torch.Tensor) -> torch.Tensor | None:
         if x.device.type in ("cpu", "meta"):
             return None
         _demand_data(x)
-    simple = way_out(x, _memory)
+    simple = unwrap(x, _memory)
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         return _dense(simple) if isinstance(simple, torch.Tensor) else None
 
@@ -165,9 +167,6 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
     """Read memory, then undo what flags and torch's own element types put on top of it."""
-    if x._is_zerotensor():  # noqa: SLF001  zeros without memory, made by forward-mode autodiff
-        zeros = np.zeros(tuple(x.shape), _ELEMENT[x.dtype].carrier)
-        return HostArray(zeros, _ELEMENT[x.dtype], Memory.FRESH)
     memory = _memory(x)
     if x.dtype is torch.complex32:
         values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
@@ -184,7 +183,8 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
             memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
             return HostArray(memory, element, Memory.FRESH)
         return HostArray(_signed(x, memory), element, Memory.FRESH)
-    return memory if element.in_numpy else HostArray(memory, element, Memory.CALLER)
+    owner = Memory.FRESH if x._is_zerotensor() else Memory.CALLER  # noqa: SLF001
+    return HostArray(memory, element, owner)
 
 
 def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -212,7 +212,7 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
             f"{ROUTE.describe(x)}: no array has this element type; "
             "view it as an integer type first, such as x.view(torch.uint8)"
         )
-    if x.numel() == 0:
+    if x.numel() == 0 or x._is_zerotensor():  # noqa: SLF001  forward-mode autodiff's, memoryless
         return np.zeros(size, typestr)
     interface = {
         "shape": size,

@@ -1,6 +1,6 @@
-"""Tensor subclasses that are more than their memory: by which way their values come out.
+"""Tensor subclasses that are more than their memory: how they are unwrapped.
 
-A subclass's own documented way out comes first. After that, an operator is tried under its own
+A subclass's own documented method comes first. After that, an operator is tried under its own
 dispatch, and memory is believed only if the subclass itself reports the same elements.
 """
 
@@ -18,7 +18,7 @@ from ovtensor.errors import ConversionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Masked", "is_plain", "way_out"]
+__all__ = ["Masked", "is_plain", "unwrap"]
 
 # Conversions that subclasses offer, in the order in which they are asked for.
 # as_tensor comes before to_dense, which of a list of edges makes a matrix.
@@ -38,7 +38,7 @@ def dispatches(x: torch.Tensor) -> bool:
     return bool(keys.has(torch._C.DispatchKey.Python))  # noqa: SLF001
 
 
-def way_out(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
+def unwrap(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
     """Find a simpler object with the values of `x`; `x` itself if it is plain.
 
     Parameters
@@ -48,18 +48,18 @@ def way_out(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
     values : callable
         Reads a plain tensor's memory as an array, to compare elements.
     """
-    if (way := _own_way(x)) is not None:
-        return way(x)
+    if (own := _own_unwrap(x)) is not None:
+        return own(x)
     return _by_operator(x, values) if dispatches(x) else x
 
 
 def is_plain(x: torch.Tensor) -> bool:
     """Tell whether the values of `x` are what its memory has."""
-    return _own_way(x) is None and not dispatches(x)
+    return _own_unwrap(x) is None and not dispatches(x)
 
 
-def _own_way(x: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
-    """Find the way out that is known of the class of `x`, or that the class offers."""
+def _own_unwrap(x: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
+    """Find the function that is known for the class of `x`, or that the class offers."""
     cls = type(x)
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         nested = x.is_nested

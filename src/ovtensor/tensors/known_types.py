@@ -1,0 +1,97 @@
+"""The types that are known here, by name: a row a type, and nothing is imported for it.
+
+A framework's type can only be met once the framework has been imported, so names are looked up
+in ``sys.modules``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from ovtensor.tensors.host import qualified_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovtensor.tensors.route import Route
+
+__all__ = ["OWN", "PROTOCOLS", "Entry", "speaks_a_protocol"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A type by its qualified name, and where its route is found once it is needed."""
+
+    name: str
+    load: Callable[[], Route]
+    exact: bool = False  # serves no subclasses
+    as_such: type | None = None  # where it may have no importable name
+
+    def distance(self, cls: type) -> int | None:
+        """Tell how far `cls` is derived from the type; None if it is not."""
+        module, _, attribute = self.name.rpartition(".")
+        base = self.as_such or getattr(sys.modules.get(module), attribute, None)
+        if not isinstance(base, type) or not issubclass(cls, base):
+            return None
+        if self.exact and cls is not base:
+            return None
+        # A virtual base class (jax.Array is one) does not show in the order of resolution.
+        return cls.__mro__.index(base) if base in cls.__mro__ else len(cls.__mro__)
+
+
+def _own(route: str, *names: str, exact: bool = False) -> list[Entry]:
+    def load() -> Route:
+        module, _, attribute = route.partition(":")
+        loaded = importlib.import_module(f"ovtensor.tensors.routes.{module}")
+        found: Route = getattr(loaded, attribute or "ROUTE")
+        return found
+
+    return [Entry(name, load, exact) for name in names]
+
+
+OWN = [
+    *_own("torch_:PLAIN", "torch.Tensor", exact=True),
+    *_own("torch_:PARAMETER", "torch.nn.Parameter", exact=True),
+    *_own("torch_", "torch.Tensor"),
+    *_own("foreign:PROXY", "torch.fx.proxy.Proxy"),
+    *_own("openvino_", "openvino.Tensor"),
+    *_own("openvino_objects", "openvino._pyopenvino.RemoteTensor"),
+    *_own("openvino_objects", "openvino._pyopenvino.Node", "openvino._pyopenvino.Output"),
+    *_own("openvino_objects", "openvino._pyopenvino.ConstOutput", "openvino._pyopenvino.Input"),
+    *_own("openvino_objects", "openvino._pyopenvino.InferRequest", "openvino._pyopenvino.Model"),
+    *_own("openvino_objects", "openvino._pyopenvino.CompiledModel", "openvino.Model"),
+    *_own("openvino_objects", "openvino.utils.data_helpers.wrappers.OVDict"),
+    *_own("numpy_", "numpy.ndarray", "numpy.generic"),
+    *_own("foreign:SCIPY", "scipy.sparse.sparray", "scipy.sparse.spmatrix"),
+    *_own("foreign:PILLOW", "PIL.Image.Image"),
+    *_own("foreign:CUPY", "cupy.ndarray"),
+    *_own("foreign:JAX", "jax.Array"),
+    *_own("foreign:JAX_SPARSE", "jax.experimental.sparse.JAXSparse"),
+    *_own("foreign:TENSORFLOW", "tensorflow.Tensor"),
+    *_own("foreign:TF_SPARSE", "tensorflow.SparseTensor"),
+    *_own("foreign:SYMBOLIC", "jax.core.Tracer", "keras.KerasTensor"),
+    *_own("python_", "builtins.bool", "builtins.int", "builtins.float", "builtins.complex"),
+    *_own("python_", "builtins.list", "builtins.tuple"),
+    *_own("python_:FOUND", "ovtensor.tensors.host.HostArray"),
+]
+PROTOCOLS = _own("protocols", "any.type")[0]
+
+
+def speaks_a_protocol(cls: type) -> bool:
+    """Tell whether a type has one of the array protocols, or the buffer protocol."""
+    protocols = ("__array_interface__", "__array__", "__dlpack__")
+    return not issubclass(cls, str) and (
+        any(hasattr(cls, name) for name in protocols) or _has_buffer(cls)
+    )
+
+
+def _has_buffer(cls: type) -> bool:
+    if sys.version_info >= (3, 12):
+        return hasattr(cls, "__buffer__")
+    buffers = ("builtins.bytes", "builtins.bytearray", "builtins.memoryview", "array.array")
+    return any(qualified_name(base) in (*buffers, "mmap.mmap") for base in cls.__mro__) or any(
+        base.__module__ == "_ctypes" for base in cls.__mro__
+    )

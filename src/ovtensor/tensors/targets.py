@@ -1,0 +1,158 @@
+"""What each library gets: one policy of copies and dtypes over what the routes find."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from ovtensor.errors import ConversionError, MissingExtraError
+from ovtensor.tensors.cast import check_casting
+from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, installed, native_dtype
+from ovtensor.tensors.ownership import Need, settle
+from ovtensor.tensors.packed import pack
+from ovtensor.tensors.registry import describe, host, read
+
+if TYPE_CHECKING:
+    import openvino
+    import torch
+
+    from ovtensor.tensors.host import HostArray
+
+__all__ = ["Casting", "numpy_array", "openvino_tensor", "torch_tensor"]
+
+Casting: TypeAlias = Literal["same_value", "unsafe"]
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+def numpy_array(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> Array:
+    """Make what ``to_numpy`` gives."""
+    found = host(read(x))
+    check_casting(casting)
+    if dtype is None:
+        target, view_as = BY_NAME[found.element.default], None
+    else:
+        native = isinstance(dtype, str) and dtype == "native"
+        target = found.element if native else element_of(dtype)
+        view_as = native_dtype(target)
+    values = _settle(x, found, target, copy, casting)
+    if view_as is not None and not target.in_numpy:
+        # ml_dtypes keeps its integers in a byte each, as the carriers do
+        values = values.view(view_as) if not target.integral else values.astype(view_as)
+    if found.mask is not None:
+        return np.ma.MaskedArray(values, found.mask, copy=False)
+    return values
+
+
+def torch_tensor(
+    x: Any, dtype: Any, device: Any, copy: bool | None, casting: Casting
+) -> torch.Tensor:
+    """Make what ``to_torch`` gives."""
+    torch = _framework("torch")
+    check_casting(casting)
+    if dtype is None and isinstance(x, torch.Tensor):
+        from ovtensor.tensors.routes.torch_ import on_device
+
+        if (there := on_device(x)) is not None:
+            return _placed(x, there, device, copy)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    if dtype is None and _torch_dtype(torch, target) is None:
+        target = BY_NAME[target.default]
+    carried = _torch_dtype(torch, target)
+    if carried is None:
+        raise ConversionError(
+            f"{_given(x)}: PyTorch has no {target.name}; give a dtype that it has, such as float32"
+        )
+    bits = _settle(x, found, target, copy, casting, _TORCH_NEEDS)
+    if not target.in_numpy:
+        bits = bits.view(f"i{bits.dtype.itemsize}")
+    with torch._C.DisableTorchFunction():  # noqa: SLF001  a default device must not move it
+        out = torch.from_numpy(bits)
+        out = out if target.in_numpy else out.view(carried)
+        return _placed(x, out, device, None if copy else copy)
+
+
+def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> openvino.Tensor:
+    """Make what ``to_openvino`` gives."""
+    openvino = _framework("openvino")
+    check_casting(casting)
+    found = _unmasked(x, host(read(x)))
+    target = found.element if dtype is None else element_of(dtype)
+    kind = installed(openvino.Type, target.openvino, openvino.Type)
+    if dtype is None and kind is None:
+        target = BY_NAME[target.default]
+        kind = installed(openvino.Type, target.openvino, openvino.Type)
+    if kind is None:
+        raise ConversionError(
+            f"{_given(x)}: OpenVINO has no {target.name}; give a dtype that it has, "
+            "or split complex numbers into a last axis of two"
+        )
+    if target.packed and copy is False:
+        raise ConversionError(f"{_given(x)}: packing {target.name} takes a copy; drop copy=False")
+    bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
+    if target.name == "str":
+        return openvino.Tensor(bits)
+    if target.packed:
+        if bits.ndim == 0:
+            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
+        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
+    return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
+
+
+_TORCH_NEEDS: tuple[Need, ...] = ("writeable", "forward")
+_OPENVINO_NEEDS: tuple[Need, ...] = ("writeable", "contiguous")
+
+
+def _settle(
+    x: Any,
+    found: HostArray,
+    target: ElementType,
+    copy: bool | None,
+    casting: Casting,
+    needs: tuple[Need, ...] = (),
+) -> Array:
+    """Settle the copy contract, with an error that tells what was given."""
+    try:
+        return settle(found, target, copy, casting, needs)
+    except ConversionError as error:
+        raise ConversionError(f"{_given(x)}: {error}") from error.__cause__
+
+
+def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.Tensor:
+    """Move a tensor to its device under the copy contract."""
+    if device is None or out.device == _framework("torch").device(device):
+        return out.clone() if copy else out
+    if copy is False:
+        raise ConversionError(
+            f"{_given(x)}: copy=False, but it goes to device {device}; drop copy=False"
+        )
+    return out.to(device)
+
+
+def _torch_dtype(torch: Any, element: ElementType) -> Any:
+    return installed(torch, element.torch, torch.dtype)
+
+
+def _unmasked(x: Any, found: HostArray) -> HostArray:
+    if found.mask is not None:
+        raise ConversionError(
+            f"{_given(x)} has a mask, which would be dropped; "
+            "fill it first: to_numpy(x).filled(value)"
+        )
+    return found
+
+
+def _given(x: Any) -> str:
+    return str(describe(x))
+
+
+def _framework(name: str) -> Any:
+    """Import a framework, or say how to install it."""
+    if (loaded := sys.modules.get(name)) is not None:
+        return loaded
+    try:
+        return __import__(name)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.of(f"ovtensor.to_{name}", name) from missing
