@@ -59,8 +59,18 @@ def test_preprocess_takes_tensor_likes(image):
 def test_pictures_of_different_sizes(image):
     pictures = VaeImageProcessor().postprocess([image[0], image[1][:, :4]])
     assert [p.size for p in pictures] == [(6, 8), (6, 4)]
-    with pytest.raises(InputError, match="different shapes"):
-        pixels([image[0], image[1][:, :4]])
+
+    class WithHook(VaeImageProcessor):
+        @staticmethod
+        def denormalize(images):
+            return images
+
+    for processor, output_type in [
+        *((VaeImageProcessor(), word) for word in ("uint8", "np", "pt", "latent")),
+        (WithHook(), "pil"),
+    ]:
+        with pytest.raises(InputError, match="different shapes"):
+            processor.postprocess([image[0], image[1][:, :4]], output_type)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 0, 8)])

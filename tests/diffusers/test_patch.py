@@ -1,146 +1,113 @@
-"""The reversible swap, on owners of our own."""
+"""`patch_diffusers`: in, nested, in threads, in conflict, and out again without a trace."""
 
 from __future__ import annotations
 
-import types
-from unittest import mock
+import threading
 
+import openvino
 import pytest
+import torch
+from diffusers import image_processor as stock
+from diffusers.pipelines.pipeline_utils import numpy_to_pil as bound_by_name
+from diffusers.utils import pil_utils
+from diffusers.video_processor import VideoProcessor
 
-from ovtensor.diffusers._patch import ABSENT, Patch, Swap
+from ovtensor import is_patched, patch_diffusers
 from ovtensor.errors import PatchConflictError
 
-
-class Base:
-    @staticmethod
-    def shape():
-        return "base"
-
-    def colour(self):
-        return "base"
-
-
-def make_owner():
-    class Owner(Base):
-        @staticmethod
-        def shape():
-            return "owner"
-
-    return Owner
+CLASSES = (
+    stock.VaeImageProcessor,
+    stock.VaeImageProcessorLDM3D,
+    stock.IPAdapterMaskProcessor,
+    stock.PixArtImageProcessor,
+    stock.InpaintProcessor,
+    VideoProcessor,
+)
 
 
-def entries(owner):
-    return dict(vars(owner))
+def state():
+    functions = (pil_utils.numpy_to_pil, pil_utils.pt_to_pil)
+    return [dict(vars(cls)) for cls in CLASSES] + [f.__code__ for f in functions]
 
 
-def test_raw_entries_come_back_exactly():
-    owner = make_owner()
-    before = entries(owner)
-    patch = Patch(
-        [
-            Swap(owner, "shape", staticmethod(lambda: "new")),
-            Swap(owner, "colour", lambda self: "new"),
-        ]
-    )
-    patch.apply()
-    assert (owner.shape(), owner().shape(), owner().colour()) == ("new", "new", "new")
-    assert patch.applied
-    patch.undo()
-    assert entries(owner) == before
-    assert isinstance(vars(owner)["shape"], staticmethod)
-    assert "colour" not in vars(owner), "an inherited entry was pinned"
-    assert not patch.applied
+@pytest.fixture(autouse=True)
+def restored():
+    before = state()
+    assert not is_patched()
+    yield
+    assert not is_patched()
+    assert state() == before
 
 
-def test_the_code_of_a_function_can_be_swapped_wherever_it_is_bound():
-    def original(x):
-        return x + 1
-
-    bound_by_name = original
-    code = original.__code__
-
-    def replacement(x):
-        return x * 10
-
-    patch = Patch([Swap(original, "__code__", replacement.__code__)])
-    patch.apply()
-    assert bound_by_name(2) == 20
-    patch.undo()
-    assert original.__code__ is code
-    assert bound_by_name(2) == 3
+def takes_openvino(processor):
+    pixels = processor.postprocess(openvino.Tensor(torch.zeros(1, 3, 2, 2).numpy()), "uint8")
+    return pixels.shape == (1, 2, 2, 3)
 
 
-def test_apply_and_undo_twice_change_nothing():
-    owner = make_owner()
-    before = entries(owner)
-    patch = Patch([Swap(owner, "shape", staticmethod(lambda: "new"))])
-    patch.apply()
-    patch.apply()
-    patch.undo()
-    assert entries(owner) == before
-    patch.undo()
-    assert entries(owner) == before
+def test_existing_processors_and_bound_names_change_and_come_back():
+    older = stock.VaeImageProcessor()
+    with pytest.raises(ValueError, match="incorrect format"):
+        takes_openvino(older)
+    with patch_diffusers() as handle:
+        assert is_patched()
+        for processor in (older, stock.PixArtImageProcessor(), VideoProcessor()):
+            assert takes_openvino(processor)
+        inpaint = stock.InpaintProcessor()
+        assert takes_openvino(inpaint._image_processor)
+        image, mask = (openvino.Tensor(torch.ones(1, c, 8, 8).numpy()) for c in (3, 1))
+        assert [part.shape[1] for part in inpaint.preprocess(image, mask)[:2]] == [3, 1]
+        assert bound_by_name is pil_utils.numpy_to_pil
+    handle.undo()
+    with pytest.raises(ValueError, match="incorrect format"):
+        takes_openvino(older)
 
 
-def test_a_later_patch_is_not_undone_and_nothing_is_half_undone():
-    owner = make_owner()
-    before = entries(owner)
-    patch = Patch([Swap(owner, "colour", lambda self: "new"), Swap(owner, "shape", "new")])
-    patch.apply()
-    ours = entries(owner)
-    owner.shape = "theirs"
-    with pytest.raises(PatchConflictError, match=r"Owner\.shape was replaced by somebody else"):
-        patch.undo()
-    assert vars(owner)["shape"] == "theirs"
-    assert vars(owner)["colour"] is ours["colour"]
-    assert patch.applied
-    owner.shape = "new"
-    patch.undo()
-    assert entries(owner) == before
+def test_nesting_in_any_order():
+    first, second = patch_diffusers(), patch_diffusers()
+    patched = state()
+    first.undo()
+    assert is_patched()
+    assert state() == patched
+    first.undo()
+    assert is_patched(), "one claim was given up twice"
+    second.undo()
 
 
-@pytest.mark.parametrize(("name", "own"), [("shape", "shape"), ("colour", ABSENT)])
-def test_what_an_earlier_patch_has_put_back_already_stays(name, own):
-    owner = make_owner()
-    before = entries(owner)
-    earlier = mock.patch.object(owner, name)
-    earlier.start()
-    patch = Patch([Swap(owner, name, "new", before.get(own, ABSENT))])
-    patch.apply()
-    earlier.stop()
-    patch.undo()
-    assert entries(owner) == before
-    assert not patch.applied
+def test_an_exception_inside():
+    with pytest.raises(KeyError), patch_diffusers():
+        raise KeyError
+    assert not is_patched()
 
 
-def test_our_function_in_another_wrapper_is_still_ours():
-    owner = make_owner()
-    before = entries(owner)
-    patch = Patch([Swap(owner, "shape", staticmethod(lambda: "new"))])
-    patch.apply()
-    saved = owner.shape
-    owner.shape = staticmethod(lambda: "theirs")
-    owner.shape = staticmethod(saved)
-    patch.undo()
-    assert entries(owner) == before
+def test_somebody_elses_later_patch(monkeypatch):
+    handle = patch_diffusers()
+    with monkeypatch.context() as later:
+        later.setattr(stock.VaeImageProcessor, "postprocess", lambda *_: "theirs")
+        with pytest.raises(PatchConflictError, match=r"VaeImageProcessor\.postprocess"):
+            handle.undo()
+        assert is_patched()
+        assert stock.VaeImageProcessor().postprocess(None) == "theirs"
+    handle.undo()
 
 
-def test_a_swap_that_fails_takes_back_those_before_it():
-    owner = make_owner()
-    before = entries(owner)
-    patch = Patch([Swap(owner, "shape", "new"), Swap(int, "real", "immutable")])
-    with pytest.raises(TypeError):
-        patch.apply()
-    assert entries(owner) == before
-    assert not patch.applied
+def test_threads():
+    barrier = threading.Barrier(8)
+    failures = []
 
+    def work():
+        processor = stock.VaeImageProcessor()
+        barrier.wait()
+        try:
+            for _ in range(50):
+                with patch_diffusers():
+                    assert is_patched()
+                    assert takes_openvino(processor)
+        except BaseException as error:  # noqa: BLE001  # handed to the test's own thread
+            failures.append(error)
 
-def test_a_module_can_be_the_owner():
-    module = types.ModuleType("some_module")
-    module.value = 1
-    patch = Patch([Swap(module, "value", 2), Swap(module, "other", 3)])
-    patch.apply()
-    assert (module.value, module.other) == (2, 3)
-    patch.undo()
-    assert module.value == 1
-    assert not hasattr(module, "other")
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

@@ -10,7 +10,7 @@ from ovtensor.diffusers.image_processor import (
     VaeImageProcessorLDM3D,
     VideoProcessor,
 )
-from ovtensor.diffusers.install import PatchHandle, is_patched, patch_diffusers
+from ovtensor.diffusers.patch import PatchHandle, is_patched, patch_diffusers
 
 __all__ = [
     "IPAdapterMaskProcessor",

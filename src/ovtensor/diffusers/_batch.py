@@ -94,6 +94,11 @@ class Batch:
                 )
         return cls(images, whole, flags)
 
+    def as_one(self, wanted: str) -> torch.Tensor:
+        """Return the batch as one tensor, for the output type `wanted`."""
+        self.same_shape(wanted)
+        return torch.stack(self.images) if self.whole is None else self.whole
+
     def same_shape(self, wanted: str) -> torch.Size:
         """Return the shape that all images share, or raise: `wanted` is the output type."""
         if self.whole is not None:
@@ -102,7 +107,7 @@ class Batch:
         if len(shapes) > 1:
             raise InputError(
                 f"images of different shapes, {sorted(map(tuple, shapes))}, have no common array: "
-                f"output_type {wanted!r} wants one shape; use 'pil' or one call for each"
+                f"output_type {wanted!r} wants one shape here; use one call for each"
             )
         return self.images[0].shape
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from ovtensor.diffusers import _outputs, _pixels, _unpatched
 from ovtensor.diffusers._batch import Batch, for_preprocess
-from ovtensor.diffusers._methods import pictures_of_array, policy_of, whole
-from ovtensor.diffusers._nonfinite import report
+from ovtensor.diffusers._census import report
+from ovtensor.diffusers._methods import pictures_of_array, policy_of
 from ovtensor.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def postprocess(
     if not all(map(_pixels.looks_finite, batch.images)):
         report(batch.images, policy)
     if output_type != "uint8":
-        return _Own.postprocess(self, whole(batch), output_type, do_denormalize)
+        return _Own.postprocess(self, batch.as_one(output_type), output_type, do_denormalize)
     colours, depth = (
         Batch(tuple(image[part] for image in batch.images), None, batch.denormalize)
         for part in (slice(3), slice(3, None))

@@ -80,20 +80,7 @@ def to_words(image: torch.Tensor, out: np.ndarray[Any, Any]) -> bool:
 
 
 def to_pixels(image: torch.Tensor, out: np.ndarray[Any, Any]) -> bool:
-    """Write the pixels of one image in [-1, 1] as bytes, if that can be done so.
-
-    Parameters
-    ----------
-    image : torch.Tensor
-        As for `to_words`.
-    out : numpy.ndarray
-        uint8 ``(height, width, 3)``, contiguous.
-
-    Returns
-    -------
-    bool
-        As for `to_words`.
-    """
+    """Write them as bytes instead, to a contiguous uint8 ``(height, width, 3)``."""
     kernel = _kernel_for(image)
     if kernel is None:
         return False

@@ -1,7 +1,7 @@
 """The methods of diffusers' image processors, once more and faster, as plain functions.
 
 :mod:`ovtensor.diffusers.image_processor` builds subclasses from them and
-:mod:`ovtensor.diffusers.install` puts them into diffusers' own classes; `self` is any processor.
+:mod:`ovtensor.diffusers.patch` puts them into diffusers' own classes; `self` is any processor.
 What a subclass of somebody else overrides is respected: then diffusers' own code runs, around it.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 from ovtensor.diffusers import _outputs, _unpatched
 from ovtensor.diffusers._batch import Batch, as_tensor, for_preprocess
-from ovtensor.diffusers._nonfinite import report
+from ovtensor.diffusers._census import report
 from ovtensor.errors import InputError
 from ovtensor.nonfinite import policy_in_force
 from ovtensor.tensors.convert import describe
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ovtensor.nonfinite import Policy
 
 _Own = _unpatched.VaeImageProcessor
+_OwnVideo = _unpatched.VideoProcessor
 _DENORMALIZE_CONDITIONALLY = _Own._denormalize_conditionally.__code__  # noqa: SLF001
 
 _OUTPUTS = {
@@ -79,8 +80,10 @@ def postprocess(
     InputError
         If the batch is empty or of a wrong shape.
     """
+    if output_type == "latent" and isinstance(image, torch.Tensor):
+        return image
     if output_type == "latent":
-        return image if isinstance(image, torch.Tensor) else _merged(image)
+        return Batch.of(image, None, default=False).as_one(output_type)
     if output_type == "pt" and _needs_gradient(image):
         return _Own.postprocess(self, image, output_type, do_denormalize)
     if output_type == "pt" and _is_odd(image):
@@ -160,9 +163,8 @@ def plain_pt_to_pil(images: Any) -> list[Image.Image]:
 
 def preprocess_video(self: Any, video: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Prepare videos as diffusers does, from any tensor-like object."""
-    given = for_preprocess(video)
-    prepared: torch.Tensor = _unpatched.VideoProcessor.preprocess_video(
-        self, given, *args, **kwargs
+    prepared: torch.Tensor = _OwnVideo.preprocess_video(
+        self, for_preprocess(video), *args, **kwargs
     )
     return prepared
 
@@ -192,7 +194,7 @@ def postprocess_video(self: Any, video: Any, output_type: str = "np", **kwargs: 
             tensor=describe(tensor),
         )
     if output_type != "uint8":
-        return _unpatched.VideoProcessor.postprocess_video(self, tensor, output_type, **kwargs)
+        return _OwnVideo.postprocess_video(self, tensor, output_type, **kwargs)
     frames = [self.postprocess(one.permute(1, 0, 2, 3), "uint8", **kwargs) for one in tensor]
     return np.stack(frames) if len(frames) > 1 else frames[0][None]
 
@@ -219,8 +221,8 @@ def _around_hooks(
     self: Any, batch: Batch, output_type: str, do_denormalize: Sequence[bool] | None
 ) -> Any:
     if output_type != "uint8":
-        return _Own.postprocess(self, whole(batch), output_type, do_denormalize)
-    pictures = _Own.postprocess(self, whole(batch), "pil", do_denormalize)
+        return _Own.postprocess(self, batch.as_one(output_type), output_type, do_denormalize)
+    pictures = _Own.postprocess(self, batch.as_one("pil"), "pil", do_denormalize)
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     return pixels if pixels.ndim == 4 else pixels[..., None]
 
@@ -252,12 +254,3 @@ def _is_odd(image: Any) -> bool:
 
 def _needs_gradient(image: Any) -> bool:
     return isinstance(image, torch.Tensor) and image.requires_grad and torch.is_grad_enabled()
-
-
-def whole(batch: Batch) -> torch.Tensor:
-    """Give the batch as one tensor."""
-    return torch.stack(batch.images) if batch.whole is None else batch.whole
-
-
-def _merged(image: Any) -> torch.Tensor:
-    return whole(Batch.of(image, None, default=False))

@@ -60,7 +60,9 @@ def to_uint8(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
     channels, height, width = batch.same_shape("uint8")
     out = torch.empty(len(batch.images), height, width, channels, dtype=torch.uint8, device="cpu")
     finite, planar = True, None
-    for given, denormalize, target in zip(batch.images, batch.denormalize, out, strict=True):
+    for given, denormalize, target in zip(
+        batch.images, batch.denormalize, out.unbind(0), strict=True
+    ):
         image = given.cpu()
         pixels = target.permute(2, 0, 1)
         if image.permute(1, 2, 0).is_contiguous():
@@ -78,43 +80,43 @@ def to_uint8(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
 
 
 def to_tensor(batch: Batch) -> tuple[torch.Tensor, bool]:
-    """Make one tensor ``(batch, channels, height, width)`` of the images' own dtype and device.
-
-    Notes
-    -----
-    As in diffusers, a batch that came as one tensor and is not denormalized is returned as it is.
-    """
-    shape = batch.same_shape("pt")
-    if batch.whole is not None and not any(batch.denormalize):
-        return batch.whole, all(map(_pixels.looks_finite, batch.images))
+    """Make one tensor ``(batch, channels, height, width)`` of the images' own dtype and device."""
     first = batch.images[0]
-    dtype = first.dtype
-    if not dtype.is_floating_point and any(batch.denormalize):
-        dtype = torch.get_default_dtype()
-    if batch.whole is not None:
-        out = torch.empty_like(batch.whole, dtype=dtype)
-    else:
-        out = torch.empty((len(batch.images), *shape), dtype=dtype, device=first.device)
-    return out, _fill_unit(batch, out)
+    computed = any(batch.denormalize) and not first.dtype.is_floating_point
+    dtype = torch.get_default_dtype() if computed else first.dtype
+    return _unit_values(batch, "pt", dtype, first.device)
 
 
 def to_array(batch: Batch) -> tuple[np.ndarray[Any, Any], bool]:
-    """Make one array ``(batch, height, width, channels)`` of float32.
+    """Make one array ``(batch, height, width, channels)`` of float32, in the batch's own order."""
+    values, finite = _unit_values(batch, "np", torch.float32, torch.device("cpu"))
+    return values.permute(0, 2, 3, 1).numpy(), finite
 
-    Notes
-    -----
-    As in diffusers, it is a view of memory in the order of the batch, and of the caller's own
-    memory if that is float32, came as one tensor and is not denormalized.
+
+def _unit_values(
+    batch: Batch, wanted: str, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, bool]:
+    """Make one tensor of values in [0, 1].
+
+    As in diffusers, a batch that came as one tensor and is not denormalized is returned as it is,
+    in the caller's own memory where dtype and device allow.
     """
-    shape = batch.same_shape("np")
-    if batch.whole is not None and not any(batch.denormalize):
-        whole = batch.whole.cpu().float()
-        return whole.permute(0, 2, 3, 1).numpy(), all(map(_pixels.looks_finite, batch.images))
-    if batch.whole is not None:
-        out = torch.empty_like(batch.whole, dtype=torch.float32, device="cpu")
+    shape, whole = batch.same_shape(wanted), batch.whole
+    if whole is not None and not any(batch.denormalize):
+        return whole.to(device, dtype), all(map(_pixels.looks_finite, batch.images))
+    if whole is not None:
+        out = torch.empty_like(whole, dtype=dtype, device=device)
     else:
-        out = torch.empty((len(batch.images), *shape), dtype=torch.float32, device="cpu")
-    return out.permute(0, 2, 3, 1).numpy(), _fill_unit(batch, out)
+        out = torch.empty((len(batch.images), *shape), dtype=dtype, device=device)
+    finite = True
+    for image, denormalize, target in zip(
+        batch.images, batch.denormalize, out.unbind(0), strict=True
+    ):
+        if denormalize:
+            finite = _pixels.to_unit(image.to(device), target) and finite
+        else:
+            finite = _pixels.looks_finite(target.copy_(image)) and finite
+    return out, finite
 
 
 def array_to_pil(images: np.ndarray[Any, Any]) -> tuple[list[Image.Image], bool]:
@@ -142,17 +144,6 @@ def _bytes_like(image: torch.Tensor) -> torch.Tensor:
         rows = torch.empty(height, width, channels, dtype=torch.uint8, device="cpu")
         return rows.permute(2, 0, 1)
     return torch.empty(image.shape, dtype=torch.uint8, device="cpu")
-
-
-def _fill_unit(batch: Batch, out: torch.Tensor) -> bool:
-    finite = True
-    targets = out.unbind(0)
-    for image, denormalize, target in zip(batch.images, batch.denormalize, targets, strict=True):
-        if denormalize:
-            finite = _pixels.to_unit(image.to(out.device), target) and finite
-        else:
-            finite = _pixels.looks_finite(target.copy_(image)) and finite
-    return finite
 
 
 def _mode(channels: int) -> str:

@@ -12,6 +12,9 @@ Here the same rounding steps happen in place in one scratch block that stays in 
 
 A sum of each block, while it is in the cache, tells whether all of it is finite: NaN and infinities
 survive every addition. A sum can overflow over finite values too; what it reports is a suspicion.
+So each function returns whether all values are known to be finite.
+
+An image is ``(channels, height, width)``, of any real dtype and strides, and is not modified.
 """
 
 from __future__ import annotations
@@ -55,18 +58,12 @@ def to_bytes(image: torch.Tensor, out: torch.Tensor, *, denormalize: bool) -> bo
     Parameters
     ----------
     image : torch.Tensor
-        ``(channels, height, width)`` on the CPU, of any real dtype and any strides; not modified.
-        Values in [-1, 1] with `denormalize`, else in [0, 1].
+        On the CPU. Values in [-1, 1] with `denormalize`, else in [0, 1].
     out : torch.Tensor
         uint8, of the shape of `image`; fastest with the memory order of `image`.
     denormalize : bool
         Whether to map [-1, 1] to [0, 1] and clamp first. Without it nothing is clamped, and values
         outside of [0, 1] wrap around as they do in NumPy's cast.
-
-    Returns
-    -------
-    bool
-        False if there may be values that are not finite.
     """
     image = _computable(image)
     step = _step(image.dtype)
@@ -88,17 +85,11 @@ def to_words(image: torch.Tensor, out: np.ndarray[Any, Any], *, denormalize: boo
     Parameters
     ----------
     image : torch.Tensor
-        ``(3 or 4, height, width)`` on the CPU, of any real dtype; not modified. Fastest with dense
-        planes.
+        Of 3 or 4 channels, on the CPU; fastest with dense planes.
     out : numpy.ndarray
         uint32 ``(height, width)``, contiguous. A fourth byte that is no channel becomes 255.
     denormalize : bool
         As for `to_bytes`.
-
-    Returns
-    -------
-    bool
-        False if there may be values that are not finite.
 
     Notes
     -----
@@ -130,20 +121,7 @@ def to_words(image: torch.Tensor, out: np.ndarray[Any, Any], *, denormalize: boo
 
 
 def to_unit(image: torch.Tensor, out: torch.Tensor) -> bool:
-    """Write ``clamp(image * 0.5 + 0.5, 0, 1)`` to `out`.
-
-    Parameters
-    ----------
-    image : torch.Tensor
-        ``(channels, height, width)``, of any real dtype and strides, on any device; not modified.
-    out : torch.Tensor
-        Of the same shape and device; of the dtype of `image`, or float32.
-
-    Returns
-    -------
-    bool
-        False if there may be values that are not finite.
-    """
+    """Write ``clamp(image * 0.5 + 0.5, 0, 1)`` to `out`, of the image's dtype or of float32."""
     image = _computable(image)
     if out.dtype is image.dtype:
         return _fill_unit(image, out)
@@ -173,11 +151,6 @@ def unit_to_bytes(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bo
         wrap around.
     out : numpy.ndarray
         uint8, of the same shape.
-
-    Returns
-    -------
-    bool
-        False if there may be values that are not finite.
     """
     step = BLOCK_BYTES // values.itemsize
     work = np.empty(min(step, values.size), values.dtype)

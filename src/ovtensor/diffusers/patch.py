@@ -11,7 +11,7 @@ from diffusers.video_processor import VideoProcessor
 
 from ovtensor.diffusers import _unpatched
 from ovtensor.diffusers import image_processor as ours
-from ovtensor.diffusers._patch import ABSENT, Patch, Swap
+from ovtensor.diffusers._swaps import ABSENT, Patch, Swap
 from ovtensor.errors import PatchConflictError
 from ovtensor.nonfinite import checked_policy, set_process_policy
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["PatchHandle", "is_patched", "patch_diffusers"]
 
 # Pipelines bind classes and functions by name when they are imported, so what changes is inside of
-# them: the entries of the classes, and the code of the two functions. The stand-ins below run in
-# the globals of diffusers.utils.pil_utils and so must import what they use.
+# them: the entries of the classes, and the code of the two functions. The two below run in the
+# globals of diffusers.utils.pil_utils, and so must import what they use.
 
 
 def _pt_to_pil(images):  # type: ignore[no-untyped-def]  # its signature is diffusers' own

@@ -1,7 +1,7 @@
 """One reversible swap of attributes that belong to somebody else.
 
 A :class:`Patch` goes in as a whole and comes out as a whole. It knows nothing of the libraries
-that it changes; see :mod:`ovtensor.diffusers.install` for its one caller.
+that it changes; see :mod:`ovtensor.diffusers.patch` for its one caller.
 """
 
 from __future__ import annotations
