@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,17 @@ except ImportError as error:
     printed = python(code)
     assert printed.startswith(f"MissingExtraError {package} ovtensor.sdxl_pipeline needs {package}")
     assert 'pip install "ovtensor[all]"' in printed
+
+
+def test_every_command_in_the_measurements_names_tests_that_exist():
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "measurements.md").read_text(encoding="utf-8")
+    tests = list((root / "tests").rglob("test_*.py"))
+    there = {path.stem for path in tests}
+    for path in tests:
+        there.update(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"-k (test_\w+)", text))
+    assert named
+    assert named <= there
+    for script in re.findall(r"python (benchmarks/\w+\.py)", text):
+        assert (root / script).is_file()
