@@ -12,7 +12,7 @@ from sdxl_scenes import SCENES, draw, load
 
 @pytest.fixture(scope="session")
 def eager_pipeline():
-    """What diffusers loads; tests may lend it to a session, which has to give it back."""
+    """What diffusers loads; tests may give it to a session, which must not touch it."""
     return load()
 
 

@@ -61,7 +61,7 @@ def test_each_component_on_openvino(split, dtype):
 
 
 @pytest.mark.parametrize("split", ["unet", "vae", "all"])
-def test_a_lent_pipeline_is_moved(split, eager_pictures):
+def test_an_attached_pipeline_is_moved(split, eager_pictures):
     kinds = TORCH | SPLITS[split]
     with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds, progress=False) as pipe:
         for device in (DEVICE, torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""Calls of a lent pipeline: in several threads, interrupted, cloned, and watched."""
+"""Calls of an attached pipeline: in several threads, interrupted, cloned, and watched."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from diffusers import (
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
 import ovtensor
-from ovtensor import Backend
+from ovtensor import Backend, Event
 from ovtensor.errors import InputError, SessionClosedError
-from ovtensor.pipelines import Event
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
@@ -53,7 +52,7 @@ def test_threads_give_what_one_after_the_other_gives(split):
 
 
 def test_threads_do_not_mix_up_their_timesteps(monkeypatch):
-    """A UNet on torch in another precision is given the waves of its timestep beforehand."""
+    """A UNet on torch in another precision is given the embedding of its timestep beforehand."""
     forward, met = UNet2DConditionModel.forward, threading.Barrier(2)
 
     def wait(self, *args, **kwargs):
@@ -140,9 +139,10 @@ def test_it_is_the_pipeline_in_everything_else(split, eager_pipeline):
         split(SCENES[0].prompt, callback_on_step_end_tensor_inputs=["nothing"])
 
 
-def test_the_pipeline_has_its_own_class_again_afterwards(eager_pipeline):
-    with ovtensor.split_backends(eager_pipeline, unet="torch"):
-        assert type(eager_pipeline) is not StableDiffusionXLPipeline
+def test_the_callers_pipeline_has_its_own_class_all_the_time(eager_pipeline):
+    with ovtensor.split_backends(eager_pipeline, unet="torch") as pipe:
+        assert type(pipe) is not StableDiffusionXLPipeline
+        assert type(eager_pipeline) is StableDiffusionXLPipeline
     assert type(eager_pipeline) is StableDiffusionXLPipeline
     assert "check_inputs" not in vars(eager_pipeline)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import ovtensor
 from child import numbers
 from ovtensor import Backend
-from ovtensor.engine import compiled
+from ovtensor.engine import blobs, compiled
 from ovtensor.engine.identity import versions
 from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosedError
 from ovtensor.pipelines import sources
@@ -145,42 +145,42 @@ def test_device_options_compile_anew_from_the_same_model(folder, monkeypatch):
 
 def test_another_driver_compiles_anew(folder, monkeypatch):
     drawn(cache=folder)
-    facts = compiled._device_facts("CPU")
+    fields = blobs._device_fields("CPU")
     # If this fails OpenVINO has another name for what it compares; a GPU's driver is in it.
-    assert facts["COMPILED_MODEL_RUNTIME_PROPERTIES"].startswith("{OV_VERSION:")
+    assert fields["COMPILED_MODEL_RUNTIME_PROPERTIES"].startswith("{OV_VERSION:")
     names = []
-    works = compiled._compiled
+    works = blobs._compiled
     monkeypatch.setattr(
-        compiled, "_compiled", lambda name, *given: names.append(name) or works(name, *given)
+        blobs, "_compiled", lambda plan, *given: names.append(plan.graph) or works(plan, *given)
     )
     assert opened(ovtensor.tiny_sdxl_path(), folder) == HIT
     assert not names
-    monkeypatch.setattr(compiled, "_device_facts", lambda _: facts | {"DRIVER_VERSION": "another"})
+    monkeypatch.setattr(blobs, "_device_fields", lambda _: fields | {"DRIVER_VERSION": "another"})
     assert opened(ovtensor.tiny_sdxl_path(), folder) == HIT
     assert set(names) >= {"unet", "vae_decoder", "text_encoder", "text_encoder_2"}
 
 
-def lent_states(pipe, folder) -> str:
+def unet_state(pipe, folder) -> str:
     with ovtensor.split_backends(pipe, unet=F32, cache=folder) as split:
         return states(split)["unet"]
 
 
 def test_modules_in_memory_are_told_apart_by_all_that_computes(tmp_path):
     own = load()
-    assert lent_states(own, tmp_path) == "miss"
-    assert lent_states(own, tmp_path) == "hit"
-    assert lent_states(load(), tmp_path) == "hit"
+    assert unet_state(own, tmp_path) == "miss"
+    assert unet_state(own, tmp_path) == "hit"
+    assert unet_state(load(), tmp_path) == "hit"
 
     with torch.no_grad():
         next(own.unet.parameters()).view(-1)[0] += 1e-4
-    assert lent_states(own, tmp_path) == "miss"
+    assert unet_state(own, tmp_path) == "miss"
 
     tuned = load()
     tuned.unet.mid_block.resnets[0].output_scale_factor = 1.01
-    assert lent_states(tuned, tmp_path) == "miss"
-    assert lent_states(tuned, tmp_path) == "hit"
+    assert unet_state(tuned, tmp_path) == "miss"
+    assert unet_state(tuned, tmp_path) == "hit"
     tuned.unet.set_attn_processor(AttnProcessor())  # the same sums in another order
-    assert lent_states(tuned, tmp_path) == "miss"
+    assert unet_state(tuned, tmp_path) == "miss"
 
     hooked = load()
     hooked.unet.conv_out.register_forward_hook(lambda _module, _given, output: output * 2)
@@ -189,7 +189,7 @@ def test_modules_in_memory_are_told_apart_by_all_that_computes(tmp_path):
     replaced.unet.conv_out.forward = lambda x: forward(x) * 2
     for altered in (hooked, replaced):  # nobody can tell what either does
         with pytest.warns(CacheWarning, match="conv_out: it has a hook, or a forward of its own"):
-            assert lent_states(altered, tmp_path) == "off"
+            assert unet_state(altered, tmp_path) == "off"
 
 
 @pytest.mark.parametrize("name", ["compiled.blob", "model.bin", "model.xml", "manifest.json"])
@@ -239,13 +239,13 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
 def test_what_is_cached_is_opened_while_the_first_component_is(folder, without_cache, monkeypatch):
     drawn(cache=folder)
     threads = {}
-    importing = compiled._imported
+    importing = blobs._imported
 
-    def watched(name, *rest):
-        threads[name] = threading.current_thread()
-        return importing(name, *rest)
+    def watched(plan, *rest):
+        threads[plan.graph] = threading.current_thread()
+        return importing(plan, *rest)
 
-    monkeypatch.setattr(compiled, "_imported", watched)
+    monkeypatch.setattr(blobs, "_imported", watched)
     events = []
     with ovtensor.sdxl_pipeline(
         ovtensor.tiny_sdxl_path(), **ALL, cache=folder, on_event=events.append
@@ -272,17 +272,17 @@ _WARM = """
     import threading
     import ovtensor
     from ovtensor import Backend
-    from ovtensor.engine import compiled
+    from ovtensor.engine import blobs
 
     early = []
-    importing = compiled._imported
+    importing = blobs._imported
 
     def watched(name, *rest):
         if threading.current_thread() is not threading.main_thread():
             early.append("transformers.models.clip.modeling_clip" not in sys.modules)
         return importing(name, *rest)
 
-    compiled._imported = watched
+    blobs._imported = watched
     f32 = Backend("openvino", precision="f32")
     kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False, cache=sys.argv[1])
     light = not {"diffusers", "transformers"} & set(sys.modules)
@@ -317,8 +317,8 @@ def test_what_is_found_wrong_ahead_is_found_wrong_again(folder, monkeypatch):
         pass
     threads = []
 
-    def refuse(name, *_):
-        if name == "text_encoder":
+    def refuse(plan, *_):
+        if plan.graph == "text_encoder":
             threads.append(threading.current_thread() is threading.main_thread())
             raise ParityError("not as torch does, in this test")
 

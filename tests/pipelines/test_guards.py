@@ -12,10 +12,13 @@ import torch
 import ovtensor
 from ovtensor import Backend
 from ovtensor.cache import store
-from ovtensor.engine import compiled
-from ovtensor.engine import convert as ir
+from ovtensor.engine import blobs, compiled, convert
 from ovtensor.engine.copies import with_dtype
+from ovtensor.engine.graph import GraphSpec
+from ovtensor.engine.memory import MemoryPolicy
 from ovtensor.engine.parity import demand_parity
+from ovtensor.engine.plan import ConversionPlan
+from ovtensor.engine.sources import ModuleSource
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
 from sdxl_scenes import SCENES, draw, load
 
@@ -149,16 +152,16 @@ def test_a_broken_text_encoder_is_named():
 
 def test_a_component_that_computes_something_else_is_refused(eager_pipeline, tmp_path, monkeypatch):
     """As a device with a faulty kernel would do; there is none here, so the weights are changed."""
-    convert, components = ir.convert, dict(eager_pipeline.components)
+    convert_graph, components = convert.convert, dict(eager_pipeline.components)
     changed = []  # alive until the model is written, as the right one is
 
-    def convert_something_else(graph, **options):
+    def convert_something_else(graph):
         changed.append(with_dtype(graph.module, torch.float32, own=True))
         with torch.no_grad():
             changed[-1].unet.conv_out.weight[0] *= -1  # the sign of one of four channels
-        return convert(dataclasses.replace(graph, module=changed[-1]), **options)
+        return convert_graph(dataclasses.replace(graph, module=changed[-1]))
 
-    monkeypatch.setattr(ir, "convert", convert_something_else)
+    monkeypatch.setattr(convert, "convert", convert_something_else)
     monkeypatch.setattr(store, "temporary_folder", lambda: tmp_path)
     with pytest.raises(
         ParityError, match=r"unet on CPU in f32 .* cosine similarity of 0\.\d+ \(wanted 0\.9999\)"
@@ -170,21 +173,28 @@ def test_a_component_that_computes_something_else_is_refused(eager_pipeline, tmp
         pass
 
 
+def plan(precision):
+    spec = GraphSpec("unet", ModuleSource(torch.nn.Linear(1, 1)), None)
+    backend = Backend("openvino", precision=precision)
+    return ConversionPlan.of(spec, backend, verify=None, memory=MemoryPolicy())
+
+
 def test_what_parity_says():
     right = (torch.ones(3), torch.tensor([1.0, 2.0, -3.0]))
-    f32, bf16 = F32, dataclasses.replace(F32, precision="bf16")
-    demand_parity("unet", f32, right, right)
-    demand_parity("unet", bf16, right, (right[0], right[1] + 0.1))
+    f32 = plan("f32")
+    bf16 = dataclasses.replace(f32, precision="bf16")
+    demand_parity(f32, right, right)
+    demand_parity(bf16, right, (right[0], right[1] + 0.1))
     with pytest.raises(ParityError, match=r"output 1 .* maximum error of 0\.1 .* reach 3"):
-        demand_parity("unet", f32, right, (right[0], right[1] + 0.1))
+        demand_parity(f32, right, (right[0], right[1] + 0.1))
     with pytest.raises(ParityError, match="cosine similarity of nan"):
-        demand_parity("unet", bf16, right, (right[0], right[1] * float("nan")))
+        demand_parity(bf16, right, (right[0], right[1] * float("nan")))
     with pytest.raises(ParityError, match="output 0"):
-        demand_parity("unet", bf16, right, (-right[0], right[1]))
+        demand_parity(bf16, right, (-right[0], right[1]))
     zeros = (torch.zeros(2),)
-    demand_parity("unet", f32, zeros, zeros)
+    demand_parity(f32, zeros, zeros)
     with pytest.raises(ParityError):
-        demand_parity("unet", f32, zeros, (torch.ones(2),))
+        demand_parity(f32, zeros, (torch.ones(2),))
 
 
 def test_int8_weights(eager_pipeline, need, tmp_path):
@@ -209,6 +219,6 @@ def test_options_that_torch_does_not_have():
 
 
 def test_another_device_than_the_one_asked_for_is_an_error(eager_pipeline, monkeypatch):
-    monkeypatch.setattr(compiled, "execution_devices", lambda _compiled: ["GPU.0"])
+    monkeypatch.setattr(blobs, "execution_devices", lambda _compiled: ["GPU.0"])
     with pytest.raises(ComponentError, match=r"would run unet on GPU\.0 and not on CPU"):
         ovtensor.split_backends(eager_pipeline, unet=F32).__enter__()

@@ -11,13 +11,21 @@ import torch
 
 import ovtensor
 from child import needs_proc, numbers
-from ovtensor import Backend
+from ovtensor import Backend, MemoryPolicy
 from ovtensor.pipelines import components
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
 BF16 = Backend("torch", precision="bf16")
-TORCH = {"unet": "torch", "vae": "torch", "text_encoders": "torch", "progress": False}
+# Little enough memory for every component to be a large one.
+SCARCE = MemoryPolicy(file_weights=0)
+TORCH = {
+    "unet": "torch",
+    "vae": "torch",
+    "text_encoders": "torch",
+    "progress": False,
+    "memory": SCARCE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def released(monkeypatch):
-    """Little enough memory for every component to be a large one; the bytes that moved."""
+    """The bytes that moved to files."""
     moved = []
     release = components.release_weights
 
@@ -38,7 +46,6 @@ def released(monkeypatch):
         moved.append(release(module))
         return moved[-1]
 
-    monkeypatch.setattr(components, "takes_much", lambda _: True)
     monkeypatch.setattr(components, "release_weights", watched)
     return moved
 
@@ -49,8 +56,7 @@ _MEMORY = """
     import sys, torch, ovtensor
     import numpy as np
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-    from ovtensor import Backend
-    from ovtensor.pipelines import components
+    from ovtensor import Backend, MemoryPolicy
 
     own = StableDiffusionXLPipeline.from_pretrained(ovtensor.tiny_sdxl_path())
     config = {**own.unet.config, "block_out_channels": (160, 320, 320), "attention_head_dim": 20}
@@ -60,8 +66,8 @@ _MEMORY = """
     del own
     kinds = dict(unet=Backend("torch", precision="bf16"), vae="torch", text_encoders="torch")
 
-    def session():
-        with ovtensor.sdxl_pipeline(sys.argv[1], **kinds, progress=False) as pipe:
+    def session(memory=None):
+        with ovtensor.sdxl_pipeline(sys.argv[1], **kinds, progress=False, memory=memory) as pipe:
             noise = torch.Generator().manual_seed(1)
             image = pipe("a small red circle", num_inference_steps=1, generator=noise).images[0]
             drawn = anonymous()
@@ -69,8 +75,8 @@ _MEMORY = """
 
     session()  # what every session needs
     in_memory, expected = session()
-    components.takes_much = lambda bytes: bytes == size
-    in_file, picture = session()
+    # Of such a machine the UNet is more than a fifth, and nothing else is.
+    in_file, picture = session(MemoryPolicy(limit=5 * size - 1))
     print(size, in_memory, in_file, int((picture == expected).all()))
 """
 
@@ -110,7 +116,7 @@ def test_what_a_lora_changed_moves_too(saved, released):
 def test_a_pipeline_of_the_caller_is_left_alone(released):
     own = load()
     addresses = [parameter.data_ptr() for parameter in own.unet.parameters()]
-    with ovtensor.split_backends(own, unet=BF16, vae=F32, text_encoders="torch") as pipe:
+    with ovtensor.split_backends(own, **TORCH | {"unet": BF16, "vae": F32}) as pipe:
         draw(pipe, SCENES[0], num_inference_steps=1)
     assert not released
     assert [parameter.data_ptr() for parameter in own.unet.parameters()] == addresses

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import ModelError
-from ovtensor.pipelines.sources import variant_of
+from ovtensor.pipelines.folders import variant_of
 from sdxl_scenes import SCENES, draw
 from single_file import unet_checkpoint
 

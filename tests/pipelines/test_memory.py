@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from child import needs_proc, numbers
-from ovtensor.engine import runners
+from ovtensor import MemoryPolicy
+from ovtensor.engine.graph import NO_TRAITS
+from ovtensor.engine.runners import ActivationMemory
+from ovtensor.pipelines.kinds.autoencoder_kl import AutoencoderKL
+from ovtensor.pipelines.kinds.unet2d import UNet2D
 
 MEGABYTE = 2**20
 
@@ -55,17 +59,15 @@ def test_ten_sessions_leave_nothing_behind(tmp_path):
 
 
 # Anonymous memory after the UNet has run, before the decoder runs, after it, and after the picture.
-_TURNS = """
+_ACTIVATIONS = """
     import sys
     import ovtensor
-    from ovtensor import Backend
-    from ovtensor.engine import memory as _memory
+    from ovtensor import Backend, MemoryPolicy
     from ovtensor.engine import compiled
 
-    limit = int(sys.argv[1])
-    _memory.memory_limit = lambda: limit
+    memory = MemoryPolicy(limit=int(sys.argv[1]))
     f32 = Backend("openvino", precision="f32")
-    kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False)
+    kinds = dict(unet=f32, vae=f32, text_encoders=f32, progress=False, memory=memory)
     seen = []
     infer = compiled._Requests.infer
 
@@ -84,64 +86,71 @@ _TURNS = """
 
 @needs_proc
 def test_components_compute_in_turns_where_memory_is_scarce():
-    denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**30)
+    denoised, rested, decoded, drawn = numbers(_ACTIVATIONS, 4, 2**30)
     assert denoised - rested > 100 * MEGABYTE  # what the UNet computes in, 140
     assert decoded - drawn > 250 * MEGABYTE  # what the decoder computes in
 
 
 @needs_proc
 def test_components_keep_what_they_compute_in_where_there_is_memory():
-    denoised, rested, decoded, drawn = numbers(_TURNS, 4, 2**40)
+    denoised, rested, decoded, drawn = numbers(_ACTIVATIONS, 4, 2**40)
     assert denoised - rested < 50 * MEGABYTE  # what was freed anyway, 15 to 25
     assert decoded - drawn < 10 * MEGABYTE
 
 
 def test_what_was_kept_after_a_picture_goes_when_memory_gets_scarce(monkeypatch):
     class Watched:
-        name = "vae_encoder"
-        rests = 0
+        freed = 0
 
-        def rest(self):
-            self.rests += 1
+        def free_activations(self):
+            self.freed += 1
 
-    decoder, encoder, turns = Watched(), Watched(), runners.Turns()
-    monkeypatch.setattr(runners, "memory_is_scarce", lambda: False)
-    turns.take(decoder)
-    turns.end()
-    monkeypatch.setattr(runners, "memory_is_scarce", lambda: True)
-    turns.take(encoder)
-    assert (decoder.rests, encoder.rests) == (1, 0)
-    turns.end()
-    turns.end()
-    assert (decoder.rests, encoder.rests) == (1, 1)
+    decoder, encoder, activations = Watched(), Watched(), ActivationMemory()
+    monkeypatch.setattr(MemoryPolicy, "is_scarce", lambda _: False)
+    activations.take(decoder, NO_TRAITS)
+    activations.end()
+    monkeypatch.setattr(MemoryPolicy, "is_scarce", lambda _: True)
+    activations.take(encoder, NO_TRAITS)
+    assert (decoder.freed, encoder.freed) == (1, 0)
+    activations.end()
+    activations.end()
+    assert (decoder.freed, encoder.freed) == (1, 1)
 
 
 # Anonymous memory before and after a component's turn, with freed blocks in the allocator's heap
 # that a component on torch may have left there.
 _LEFT_BY_TORCH = """
-    import sys, types
-    from ovtensor.engine import memory as _memory
-    from ovtensor.engine import runners
+    import sys
+    from ovtensor import MemoryPolicy
+    from ovtensor.engine.graph import GraphTraits
+    from ovtensor.engine.runners import ActivationMemory
 
-    name, limit = sys.argv[1], int(sys.argv[2])
-    _memory.memory_limit = lambda: limit
+    traits = GraphTraits(needs_most_memory=bool(int(sys.argv[1])))
+    activations = ActivationMemory(MemoryPolicy(limit=int(sys.argv[2])))
     blocks = [bytearray(100_000) for _ in range(2000)]
     last = bytearray(100_000)  # so that the heap does not shrink by itself
     del blocks
     before = anonymous()
-    runners.Turns().take(types.SimpleNamespace(name=name))
+    activations.take(object(), traits)
     print(before - anonymous())
 """
 
 
 @needs_proc
 @pytest.mark.parametrize(
-    ("name", "limit", "given_back"),
-    [("unet", 2**20, True), ("vae_decoder", 2**40, True), ("unet", 2**40, False)],
+    ("needs_most", "limit", "given_back"),
+    [(False, 2**20, True), (True, 2**40, True), (False, 2**40, False)],
 )
-def test_what_torch_has_freed_goes_where_memory_is_scarce_or_much_is_taken(name, limit, given_back):
-    (difference,) = numbers(_LEFT_BY_TORCH, 1, name, limit)
+def test_what_torch_has_freed_goes_where_memory_is_scarce_or_much_is_taken(
+    needs_most, limit, given_back
+):
+    (difference,) = numbers(_LEFT_BY_TORCH, 1, int(needs_most), limit)
     assert difference > 150 * MEGABYTE if given_back else difference < 3 * MEGABYTE
+
+
+def test_the_decoder_is_what_takes_the_most():
+    traits = {kind.suffix: kind.traits for kind in AutoencoderKL.graphs} | {"": UNet2D.graphs[0].traits}
+    assert [name for name, one in traits.items() if one.needs_most_memory] == ["_decoder"]
 
 
 _OPENED = """
