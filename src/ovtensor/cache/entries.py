@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from ovtensor._disk import disk_failure, remove
@@ -49,7 +50,7 @@ class Entries:
     def open(
         self,
         key: str,
-        facts: dict[str, Any],
+        fields: dict[str, Any],
         build: Callable[[Path], None],
         base: Entry | None,
         label: str,
@@ -73,7 +74,7 @@ class Entries:
                         self._lease(claim, key)
                         found = os.path.lexists(self._folder.entry(key))
                     if not found:
-                        manifest = self._build(key, facts, build, label)
+                        manifest = self._build(key, fields, build, label)
                         return self._entry(manifest, base, claim.pop_all(), hit=False)
                 # From here on the lease keeps it, and others may look at it at the same time.
                 try:
@@ -107,7 +108,7 @@ class Entries:
         claim.callback(self._folder.lease(key).release, and_remove=True)
 
     def _build(
-        self, key: str, facts: dict[str, Any], build: Callable[[Path], None], label: str
+        self, key: str, fields: dict[str, Any], build: Callable[[Path], None], label: str
     ) -> Manifest:
         with _folder_errors():
             part = self._folder.new_part(key)
@@ -119,7 +120,7 @@ class Entries:
                     raise
                 raise FolderError from failure
             with _folder_errors():
-                manifest = Manifest.of(part, key, facts, label)
+                manifest = Manifest.of(part, key, fields, label)
                 manifest.write(part)
                 self._folder.publish(part, key)
         except BaseException:
@@ -180,8 +181,9 @@ class Entries:
         )
 
     def _mark_used(self, key: str) -> None:
+        now = time.time_ns()  # the system's own is coarse: two entries could have the same
         with contextlib.suppress(OSError):
-            os.utime(self._folder.entry(key) / NAME)
+            os.utime(self._folder.entry(key) / NAME, ns=(now, now))
 
     def _bound(self) -> None:
         with contextlib.suppress(OSError):

@@ -103,10 +103,10 @@ class FileFingerprints:
                 self.forget(keep=_MOST_REMEMBERED)
         return checksum
 
-    def _remember(self, note: Path, facts: dict[str, Any]) -> None:
+    def _remember(self, note: Path, fields: dict[str, Any]) -> None:
         part = note.with_name(f"{note.name}.{os.urandom(4).hex()}")
         try:
-            part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            part.write_text(json.dumps(fields, indent=1), encoding="utf-8")
             part.replace(note)
         finally:
             part.unlink(missing_ok=True)
@@ -132,9 +132,9 @@ def _identity(path: Path) -> dict[str, int]:
 
 def _recall(note: Path, identity: dict[str, int]) -> str | None:
     try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        checksum = facts.pop("xxh3_128")
-        facts.pop("path")
+        fields = json.loads(note.read_text(encoding="utf-8"))
+        checksum = fields.pop("xxh3_128")
+        fields.pop("path")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return checksum if facts == identity and isinstance(checksum, str) else None
+    return checksum if fields == identity and isinstance(checksum, str) else None

@@ -27,8 +27,8 @@ class CachedModel:
         The name of its folder.
     label : str
         What it is, for people.
-    facts : dict
-        What it was made from.
+    key_fields : dict
+        Its cache-key fields: everything that its content follows from.
     size : int
         Bytes of all its files.
     created : str
@@ -43,7 +43,7 @@ class CachedModel:
 
     key: str
     label: str
-    facts: dict[str, Any]
+    key_fields: dict[str, Any]
     size: int
     created: str
     last_used: float
@@ -99,7 +99,7 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
         return CachedModel(
             key=key,
             label=manifest.label if manifest else "",
-            facts=manifest.facts if manifest else {},
+            key_fields=manifest.key_fields if manifest else {},
             size=size,
             created=manifest.created if manifest else "",
             last_used=(path / NAME if manifest else path).lstat().st_mtime,
