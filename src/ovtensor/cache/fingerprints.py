@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+
+from ovtensor._disk import tolerated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +99,7 @@ class FileFingerprints:
         settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > _SETTLED
         if settled and _identity(path) == before:
             # What cannot be remembered is hashed again the next time, and that is all.
-            with contextlib.suppress(OSError):
+            with tolerated("a file's hash is not remembered"):
                 self._remember(note, {**before, "path": str(path), "xxh3_128": checksum})
                 self.forget(keep=_MOST_REMEMBERED)
         return checksum
@@ -113,7 +114,7 @@ class FileFingerprints:
 
     def forget(self, keep: int) -> None:
         """Remove all but the `keep` notes that were written last."""
-        with contextlib.suppress(OSError):
+        with tolerated("old hashes of files stay"):
             notes = sorted(self._folder.iterdir(), key=lambda note: -note.lstat().st_mtime_ns)
             for note in notes[keep:]:
                 note.unlink(missing_ok=True)

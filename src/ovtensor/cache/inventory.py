@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ovtensor.cache.folder import CacheFolder
 
 __all__ = ["CachedModel", "inventory", "problems", "prune"]
+
+_log = logging.getLogger("ovtensor")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ def prune(folder: CacheFolder, max_bytes: int) -> list[CachedModel]:
         if folder.take_away_unused(entry.key):
             total -= entry.size
             removed.append(entry)
+            what = entry.label or entry.key
+            _log.debug("removed %s, used least recently, for max_bytes is %d", what, max_bytes)
     return removed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
+from ovtensor._disk import tolerated
 from ovtensor.cache.entries import Entries, FolderError
 from ovtensor.cache.fingerprints import FileFingerprints, hash_tensors
 from ovtensor.cache.folder import CacheFolder
@@ -162,7 +162,7 @@ class ModelCache:
         OSError
             If a file cannot be read.
         """
-        with contextlib.suppress(OSError):  # then nothing is remembered; `open` will say why
+        with tolerated("no file's hash is remembered"):  # `open` will warn of it
             self._folder.make()
         return self._fingerprints.of_files(files)
 
