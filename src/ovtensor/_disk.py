@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["disk_failure", "remove", "temporary_folder"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+__all__ = ["disk_failure", "remove", "temporary_folder", "tolerated"]
+
+_log = logging.getLogger("ovtensor")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
@@ -27,11 +34,20 @@ def remove(path: Path) -> None:
     """Remove whatever is at `path`, as far as the system allows; a link goes, not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-        return
+    else:
+        with contextlib.suppress(OSError):  # as with folders: on Windows not while it is open
+            path.unlink(missing_ok=True)
+    if os.path.lexists(path):
+        _log.debug("%s cannot be removed now", path)
+
+
+@contextlib.contextmanager
+def tolerated(consequence: str) -> Iterator[None]:
+    """Go on where the system refuses what can be done without; a line of level DEBUG says so."""
     try:
-        path.unlink(missing_ok=True)
-    except OSError:  # as with folders: on Windows not while somebody has it open
-        return
+        yield
+    except OSError as error:
+        _log.debug("%s: %s", consequence, error)
 
 
 def disk_failure(error: BaseException) -> BaseException | None:

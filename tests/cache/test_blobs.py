@@ -29,7 +29,7 @@ def network(seed: int) -> ov.Model:
 
 
 class Session:
-    """Uses a cache as a session does: facts, an IR, and a blob on top of it."""
+    """Uses a cache as a session does: fields, an IR, and a blob on top of it."""
 
     def __init__(self, cache: ModelCache, seed: int) -> None:
         self.core = ov.Core()

@@ -17,7 +17,7 @@ import openvino as ov
 import openvino.opset16 as ops
 import pytest
 
-from cache_entries import FACTS, Builder
+from cache_entries import KEY_FIELDS, Builder
 from ovtensor.cache import ModelCache
 from ovtensor.errors import CacheWarning
 
@@ -53,9 +53,9 @@ def warned():
 def works_without(cache: ModelCache, reason: str) -> None:
     """Entries as two sessions need them, with one warning."""
     with warned() as caught:
-        for facts in (FACTS, FACTS, {"kind": "other"}):
+        for fields in (KEY_FIELDS, KEY_FIELDS, {"kind": "other"}):
             build = Builder()
-            with cache.open(facts, build) as entry:
+            with cache.open(fields, build) as entry:
                 assert not entry.hit
                 assert cache.path not in entry.folder.parents
                 assert (entry.folder / "model.bin").read_bytes() == build.content
@@ -75,7 +75,7 @@ def test_a_read_only_file_system(mount):
 
 def test_a_cache_that_became_read_only(mount, build):
     path = mount("size=1m")
-    ModelCache(path).open(FACTS, build).close()
+    ModelCache(path).open(KEY_FIELDS, build).close()
     subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
     works_without(ModelCache(path), "Read-only file system")
 
@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_one(tmp_path):
 
 def test_a_folder_that_goes_away_is_made_again(cache, build):
     for _ in range(2):
-        with cache.open(FACTS, build) as entry:
+        with cache.open(KEY_FIELDS, build) as entry:
             assert not entry.hit
         shutil.rmtree(cache.path)
     assert cache.entries() == []
@@ -114,7 +114,7 @@ def test_no_room_for_one_more_file(mount, inodes):
     with warned() as caught:
         for _ in range(2):
             build = Builder()
-            with cache.open(FACTS, build) as entry:
+            with cache.open(KEY_FIELDS, build) as entry:
                 assert (entry.folder / "model.bin").read_bytes() == build.content
     assert len(caught) <= 1
     assert entry.hit or (len(caught) == 1 and "No space left" in str(caught[0].message))
@@ -126,7 +126,7 @@ def test_a_full_disk(mount, size):
     cache = ModelCache(mount(f"size={size}k") / "cache")
     with warned() as caught:
         for _ in range(2):
-            with cache.open(FACTS, Builder(bytes(10_000))) as entry:
+            with cache.open(KEY_FIELDS, Builder(bytes(10_000))) as entry:
                 assert (entry.folder / "model.bin").read_bytes() == bytes(10_000)
     assert cache.verify() == {}
     assert len(caught) == (not entry.hit)
@@ -149,7 +149,7 @@ def test_the_disk_fills_while_openvino_writes(mount):
     for left in path.iterdir():
         left.unlink()
     with pytest.warns(CacheWarning, match="iostream"):
-        entry = ModelCache(path).open(FACTS, build)
+        entry = ModelCache(path).open(KEY_FIELDS, build)
     with entry:
         assert (entry.folder / "model.bin").stat().st_size == 4 * 256 * 1024
     assert list((path / "writing").iterdir()) == []
@@ -170,7 +170,7 @@ def fail_to_write(number: int):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_while_an_entry_is_built(cache, number):
     with pytest.warns(CacheWarning, match=os.strerror(number)) as caught:
-        entry = cache.open(FACTS, fail_to_write(number))
+        entry = cache.open(KEY_FIELDS, fail_to_write(number))
     with entry:
         assert (entry.folder / "model.bin").read_bytes() == b"whole"
     assert len(caught) == 1
@@ -183,7 +183,7 @@ def test_a_disk_that_fails_under_the_temporary_folder_too(cache):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     with pytest.warns(CacheWarning), pytest.raises(OSError, match="No space left"):
-        cache.open(FACTS, build)
+        cache.open(KEY_FIELDS, build)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks a descriptor's path up in /proc")

@@ -1,4 +1,4 @@
-"""Facts that differ have keys that differ, and facts that cannot be told apart are refused."""
+"""Fields that differ have keys that differ, and fields that cannot be told apart are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exactly(value):
 
 
 @given(json_values, json_values)
-def test_keys_are_equal_exactly_where_the_facts_are(one, other):
+def test_keys_are_equal_exactly_where_the_fields_are(one, other):
     assert (key_of({"x": one}) == key_of({"x": other})) == (exactly(one) == exactly(other))
 
 
@@ -57,7 +57,7 @@ def test_keys_are_equal_exactly_where_the_facts_are(one, other):
         ({"name": 'a", "b": "c'}, {"name": "a", "b": "c"}),
     ],
 )
-def test_facts_that_look_alike(one, other):
+def test_fields_that_look_alike(one, other):
     assert key_of(one) != key_of(other)
 
 
@@ -72,18 +72,18 @@ class Colour(str, enum.Enum):
 
 
 @pytest.mark.parametrize(
-    ("facts", "message"),
+    ("fields", "message"),
     [
-        ({1: "x"}, "the key 1 in facts is no string"),
-        ({"a": {True: 1}}, r"the key True in facts\['a'\]"),
-        ({"a": [math.nan]}, r"facts\['a'\]\[0\] is nan"),
+        ({1: "x"}, "the key 1 in fields is no string"),
+        ({"a": {True: 1}}, r"the key True in fields\['a'\]"),
+        ({"a": [math.nan]}, r"fields\['a'\]\[0\] is nan"),
         ({"a": math.inf}, "is inf"),
-        ({"a": np.float32(0.5)}, r"facts\['a'\] is a float32"),
+        ({"a": np.float32(0.5)}, r"fields\['a'\] is a float32"),
         ({"a": Colour.RED}, "is a Colour"),
         ({"a": b"x"}, "is a bytes"),
         ({"a": {1, 2}}, "is a set"),
     ],
 )
-def test_what_json_cannot_say_exactly_is_refused(facts, message):
+def test_what_json_cannot_say_exactly_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        key_of(facts)
+        key_of(fields)

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 import ovtensor
-from cache_entries import FACTS, Builder, left_overs
+from cache_entries import KEY_FIELDS, Builder, left_overs
 from ovtensor.cache import ModelCache, ScratchStore, store_of
 from ovtensor.cache.folder import CacheFolder
 from ovtensor.errors import CacheWarning, InputError
@@ -29,14 +29,14 @@ def age(cache: ModelCache, entry, seconds: float) -> None:
 
 
 def test_an_entry_is_built_once_and_holds_what_was_built(cache, build):
-    with cache.open(FACTS, build) as first:
+    with cache.open(KEY_FIELDS, build) as first:
         assert not first.hit
         assert content(first) == build.content
-    with cache.open(dict(reversed(FACTS.items())), build) as second:
+    with cache.open(dict(reversed(KEY_FIELDS.items())), build) as second:
         assert second.hit
         assert (second.folder, second.key) == (first.folder, first.key)
         assert second.content == first.content != ""
-    with ModelCache(cache.path).open(FACTS, build) as third:
+    with ModelCache(cache.path).open(KEY_FIELDS, build) as third:
         assert third.hit
     assert build.calls == 1
     assert left_overs(cache) == []
@@ -44,10 +44,10 @@ def test_an_entry_is_built_once_and_holds_what_was_built(cache, build):
 
 @pytest.mark.filterwarnings("error")
 def test_an_entry_is_found_only_if_it_is_there_and_whole(cache, build):
-    assert cache.find(FACTS) is None
-    entry = cache.open(FACTS, build)
+    assert cache.find(KEY_FIELDS) is None
+    entry = cache.open(KEY_FIELDS, build)
     blob = cache.open({"kind": "blob"}, build, base=entry)
-    with cache.find(FACTS) as found:
+    with cache.find(KEY_FIELDS) as found:
         assert found.hit
         assert (found.folder, found.key, found.content) == (entry.folder, entry.key, entry.content)
         with cache.find({"kind": "blob"}, base=found) as other:
@@ -58,59 +58,65 @@ def test_an_entry_is_found_only_if_it_is_there_and_whole(cache, build):
     entry.close()
     assert left_overs(cache) == []
     (entry.folder / "model.bin").write_bytes(b"weighty" * 1000)
-    assert cache.find(FACTS) is None
+    assert cache.find(KEY_FIELDS) is None
     assert entry.folder.exists()  # `open` says so, and makes it anew
     assert left_overs(cache) == []
     with pytest.warns(CacheWarning, match="made anew"):
-        cache.open(FACTS, build).close()
-    cache.find(FACTS).close()
+        cache.open(KEY_FIELDS, build).close()
+    cache.find(KEY_FIELDS).close()
     with pytest.raises(InputError, match="leave it out"):
         cache.find({"base": 1})
 
 
 def test_what_is_found_stays_while_it_is_used(cache, build):
-    with cache.open(FACTS, build) as base:
+    with cache.open(KEY_FIELDS, build) as base:
         cache.open({"kind": "blob"}, build, base=base).close()
-    with cache.find(FACTS) as base:
+    with cache.find(KEY_FIELDS) as base:
         blob = cache.find({"kind": "blob"}, base=base)
     with blob:  # which is of no use without its base
         assert cache.clear() == []
     assert len(cache.clear()) == 2
-    assert cache.find(FACTS) is None
+    assert cache.find(KEY_FIELDS) is None
 
 
 def test_nobody_is_waited_for(cache, build):
-    with cache.open(FACTS, build) as entry, cache._folder.locked(entry.key):
-        assert cache.find(FACTS) is None
-    cache.find(FACTS).close()
-    assert ScratchStore().find(FACTS) is None
+    with cache.open(KEY_FIELDS, build) as entry, cache._folder.locked(entry.key):
+        assert cache.find(KEY_FIELDS) is None
+    cache.find(KEY_FIELDS).close()
+    assert ScratchStore().find(KEY_FIELDS) is None
 
 
-def test_every_fact_makes_an_entry_of_its_own(cache):
-    for index, facts in enumerate([FACTS, {**FACTS, "scale": 0.8}, {**FACTS, "scale": 0.81}]):
-        with cache.open(facts, Builder(bytes([index]))) as entry:
+def test_every_field_makes_an_entry_of_its_own(cache):
+    for index, fields in enumerate(
+        [KEY_FIELDS, {**KEY_FIELDS, "scale": 0.8}, {**KEY_FIELDS, "scale": 0.81}]
+    ):
+        with cache.open(fields, Builder(bytes([index]))) as entry:
             assert content(entry) == bytes([index])
     assert len(cache.entries()) == 3
 
 
 def test_the_manifest_says_what_it_is(cache, build):
-    with cache.open(FACTS, build, label="UNet of sdxl, bf16") as entry:
+    with cache.open(KEY_FIELDS, build, label="UNet of sdxl, bf16") as entry:
         manifest = json.loads((entry.folder / "manifest.json").read_text())
         assert manifest["label"] == "UNet of sdxl, bf16"
-        assert manifest["facts"] == FACTS
+        assert manifest["key_fields"] == KEY_FIELDS
         assert manifest["key"] == entry.key == entry.folder.name
         assert manifest["files"]["model.bin"]["size"] == len(build.content)
         assert manifest["versions"]["openvino"]
         assert manifest["created"].endswith("+00:00")
     (listed,) = cache.entries()
-    assert (listed.key, listed.label, listed.facts) == (entry.key, manifest["label"], FACTS)
+    assert (listed.key, listed.label, listed.key_fields) == (
+        entry.key,
+        manifest["label"],
+        KEY_FIELDS,
+    )
     assert listed.size == sum(path.stat().st_size for path in entry.folder.iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 def test_the_folder_is_its_owners_alone(tmp_path, build):
     cache = ModelCache(tmp_path / "a" / "b")
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     folders = [cache.path, *(path for path in cache.path.rglob("*") if path.is_dir())]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
 
@@ -121,10 +127,10 @@ def test_what_a_build_raises_passes_through_and_nothing_is_left(cache):
         raise ValueError("no such operation")
 
     with pytest.raises(ValueError, match="no such operation"):
-        cache.open(FACTS, fail)
+        cache.open(KEY_FIELDS, fail)
     assert cache.entries() == []
     assert left_overs(cache) == []
-    with cache.open(FACTS, Builder()) as entry:
+    with cache.open(KEY_FIELDS, Builder()) as entry:
         assert not entry.hit
 
 
@@ -133,7 +139,7 @@ def test_a_file_that_a_build_misses_is_not_the_folders_fault(cache, tmp_path):
         (tmp_path / "nowhere").read_bytes()
 
     with pytest.raises(FileNotFoundError):
-        cache.open(FACTS, fail)
+        cache.open(KEY_FIELDS, fail)
 
 
 @pytest.mark.parametrize("kind", ["nothing", "folder", "link", "manifest"])
@@ -147,7 +153,7 @@ def test_what_cannot_be_an_entry_is_refused(cache, tmp_path, kind):
             (folder / "manifest.json").write_text("{}")
 
     with pytest.raises(InputError, match="made of plain files"):
-        cache.open(FACTS, build)
+        cache.open(KEY_FIELDS, build)
     assert left_overs(cache) == []
 
 
@@ -218,7 +224,10 @@ DAMAGES = {
     "empty manifest": (lambda f: (f / "manifest.json").write_bytes(b""), "cannot be read"),
     "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\x00"), "cannot be read"),
     "foreign manifest": (lambda f: (f / "manifest.json").write_text("[1]"), "cannot be read"),
-    "other manifest": (lambda f: edit_manifest(f, facts={"kind": "other"}), "of another entry"),
+    "other manifest": (
+        lambda f: edit_manifest(f, key_fields={"kind": "other"}),
+        "of another entry",
+    ),
     "other format": (lambda f: edit_manifest(f, format=0), "another format"),
     "more fields": (lambda f: edit_manifest(f, pickle="x"), "cannot be read"),
     "odd files": (lambda f: edit_manifest(f, files={"model.bin": 5}), "cannot be read"),
@@ -238,18 +247,18 @@ DAMAGES = {
 @pytest.mark.parametrize("same_object", [True, False])
 def test_a_broken_entry_is_said_once_and_made_anew(cache, build, tmp_path, damage, same_object):
     (tmp_path / "outside.bin").write_bytes(b"not to be touched")
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     change, message = DAMAGES[damage]
     change(next((cache.path / "entries").iterdir()))
     reader = cache if same_object else ModelCache(cache.path)
     with pytest.warns(CacheWarning, match=message) as caught:
-        entry = reader.open(FACTS, build)
+        entry = reader.open(KEY_FIELDS, build)
     with entry:
         assert not entry.hit
         assert content(entry) == build.content
     assert len(caught) == 1
     assert build.calls == 2
-    with reader.open(FACTS, build) as entry:
+    with reader.open(KEY_FIELDS, build) as entry:
         assert entry.hit
     # What a link or a path led to is still there.
     assert (tmp_path / "outside.bin").exists()
@@ -262,7 +271,7 @@ def test_a_file_that_cannot_be_read(cache, build, monkeypatch):
     """Permissions do not stop root, so the error is made here."""
     from ovtensor.cache import manifest
 
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     with monkeypatch.context() as patch:
 
         def refuse(path):
@@ -272,36 +281,36 @@ def test_a_file_that_cannot_be_read(cache, build, monkeypatch):
         assert "cannot be read" in next(iter(cache.verify().values()))
         reader = ModelCache(cache.path)
         with pytest.warns(CacheWarning) as caught:
-            entry = reader.open(FACTS, build)
+            entry = reader.open(KEY_FIELDS, build)
         with entry:
             assert content(entry) == build.content  # from a folder of its own
     assert ["cannot be read" in str(w.message) for w in caught] == [True, False]
 
 
 def test_what_a_finder_leaves_in_an_entry_does_no_harm(cache, build):
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     (next((cache.path / "entries").iterdir()) / ".DS_Store").write_bytes(b"x")
-    with cache.open(FACTS, build) as entry:
+    with cache.open(KEY_FIELDS, build) as entry:
         assert entry.hit
 
 
 def test_an_entry_of_no_use_is_made_anew_and_stays_readable(cache, build):
-    with cache.open(FACTS, build) as entry:
+    with cache.open(KEY_FIELDS, build) as entry:
         with pytest.warns(CacheWarning, match="for another instruction set"):
             entry.reject("the blob is for another instruction set")
-        with cache.open(FACTS, build) as other:
+        with cache.open(KEY_FIELDS, build) as other:
             assert not other.hit
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 entry.reject("said twice, it does not touch what came after")
             assert content(other) == build.content
     assert build.calls == 2
-    with cache.open(FACTS, build) as entry:
+    with cache.open(KEY_FIELDS, build) as entry:
         assert entry.hit
 
 
 def test_verify_changes_nothing(cache, build):
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     cache.open({"kind": "other"}, build).close()
     assert cache.verify() == {}
     (key, _) = (entry.key for entry in cache.entries())
@@ -322,10 +331,10 @@ def test_the_least_recently_used_goes(tmp_path):
         age(cache, entry, 100 - index)
     cache.open({"n": 0}, Builder()).close()
     cache.open({"n": 3}, Builder()).close()
-    kept = {entry.facts["n"] for entry in cache.entries()}
+    kept = {entry.key_fields["n"] for entry in cache.entries()}
     assert kept == {0, 2, 3}
     with cache.open({"n": 4}, Builder()):  # at once, not only when something is closed
-        assert {entry.facts["n"] for entry in cache.entries()} == {0, 3, 4}
+        assert {entry.key_fields["n"] for entry in cache.entries()} == {0, 3, 4}
 
 
 def test_an_entry_in_use_does_not_go(tmp_path, build):
@@ -340,7 +349,7 @@ def test_an_entry_in_use_does_not_go(tmp_path, build):
 
 
 def test_an_entry_that_goes_while_sizes_are_looked_at(cache, build, monkeypatch):
-    with cache.open(FACTS, build) as entry:
+    with cache.open(KEY_FIELDS, build) as entry:
         pass
     gone = "0" * len(entry.key)
     monkeypatch.setattr(CacheFolder, "keys", lambda _: [gone, entry.key])
@@ -351,7 +360,7 @@ def test_an_entry_that_goes_while_sizes_are_looked_at(cache, build, monkeypatch)
 def test_an_entry_beyond_the_bound_works_and_goes(tmp_path, build):
     cache = ModelCache(tmp_path / "cache", max_bytes=1000)
     with pytest.warns(CacheWarning, match="UNet takes .* goes as soon as it is closed"):
-        entry = cache.open(FACTS, build, label="UNet")
+        entry = cache.open(KEY_FIELDS, build, label="UNet")
     with entry:
         assert content(entry) == build.content
     assert cache.entries() == []
@@ -362,21 +371,21 @@ def test_prune_and_clear(cache, build):
         with cache.open({"n": index}, build) as entry:
             pass
         age(cache, entry, 100 - index)
-    assert [entry.facts["n"] for entry in cache.prune(15_500)] == [0, 1]
+    assert [entry.key_fields["n"] for entry in cache.prune(15_500)] == [0, 1]
     with cache.open({"n": 3}, build):
-        assert [entry.facts["n"] for entry in cache.clear()] == [2]
-    assert [entry.facts["n"] for entry in cache.clear()] == [3]
+        assert [entry.key_fields["n"] for entry in cache.clear()] == [2]
+    assert [entry.key_fields["n"] for entry in cache.clear()] == [3]
     assert list((cache.path / "locks").iterdir()) == []
     assert left_overs(cache) == []
 
 
 def test_an_entry_that_was_forgotten_is_not_in_use(cache, build):
-    cache.open(FACTS, build)
+    cache.open(KEY_FIELDS, build)
     assert [entry.in_use for entry in cache.entries()] == [False]
 
 
 def test_what_is_not_ours_stays(cache, build, tmp_path):
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     notes = cache.path / "entries" / "notes"
     notes.mkdir()
     (notes / "model.bin").write_bytes(b"mine")
@@ -384,7 +393,7 @@ def test_what_is_not_ours_stays(cache, build, tmp_path):
     assert cache.verify() == {}
     (cache.path / "writing" / "notes.txt").write_text("mine")
     cache.clear()
-    ModelCache(cache.path).open(FACTS, build).close()
+    ModelCache(cache.path).open(KEY_FIELDS, build).close()
     assert (notes / "model.bin").read_bytes() == b"mine"
     assert (cache.path / "writing" / "notes.txt").read_text() == "mine"
 
@@ -399,8 +408,8 @@ def write_blob(folder) -> None:
 def test_a_blob_goes_with_the_bytes_of_its_weights(cache):
     contents = iter([b"one", b"one", b"two"])
     hits = []
-    for _ in range(3):  # the same facts, and a conversion that does not always give the same
-        with cache.open(FACTS, Builder(next(contents))) as ir:
+    for _ in range(3):  # the same fields, and a conversion that does not always give the same
+        with cache.open(KEY_FIELDS, Builder(next(contents))) as ir:
             with cache.open({"kind": "blob"}, write_blob, base=ir) as blob:
                 hits.append(blob.hit)
             with pytest.warns(CacheWarning):
@@ -409,12 +418,12 @@ def test_a_blob_goes_with_the_bytes_of_its_weights(cache):
 
 
 def test_opening_a_blob_keeps_and_marks_its_base(cache, build):
-    ir = cache.open(FACTS, build)
+    ir = cache.open(KEY_FIELDS, build)
     for hit in (False, True):
         age(cache, ir, 1000)
         with cache.open({"kind": "blob"}, write_blob, base=ir) as blob:
             assert blob.hit is hit
-            assert [entry.facts["kind"] for entry in cache.entries()] == ["blob", "ir"]
+            assert [entry.key_fields["kind"] for entry in cache.entries()] == ["blob", "ir"]
     blob = cache.open({"kind": "blob"}, write_blob, base=ir)
     ir.close()
     assert cache.clear() == []
@@ -423,7 +432,7 @@ def test_opening_a_blob_keeps_and_marks_its_base(cache, build):
 
 
 def test_a_base_has_to_be_open(cache, build):
-    ir = cache.open(FACTS, build)
+    ir = cache.open(KEY_FIELDS, build)
     ir.close()
     with pytest.raises(InputError, match="has to be open"):
         cache.open({"kind": "blob"}, write_blob, base=ir)
@@ -432,7 +441,7 @@ def test_a_base_has_to_be_open(cache, build):
 
 
 def test_what_goes_with_an_entry_that_is_not_cached_is_not_either(cache, build):
-    with ScratchStore().open(FACTS, build) as ir:
+    with ScratchStore().open(KEY_FIELDS, build) as ir:
         with cache.open({"kind": "blob"}, write_blob, base=ir) as blob:
             assert (blob.folder / "compiled.blob").exists()
         assert cache.entries() == []
@@ -447,7 +456,7 @@ def test_threads_that_start_at_once_build_once(cache, build):
 
     def work():
         together.wait()
-        with cache.open(FACTS, build) as entry:
+        with cache.open(KEY_FIELDS, build) as entry:
             assert content(entry) == build.content
             hits.append(entry.hit)
 
@@ -461,7 +470,7 @@ def test_threads_that_start_at_once_build_once(cache, build):
 
 
 def test_readers_do_not_wait_for_writers(cache, build):
-    cache.open(FACTS, build).close()
+    cache.open(KEY_FIELDS, build).close()
     started, finish = threading.Event(), threading.Event()
 
     def slow(folder):
@@ -474,12 +483,12 @@ def test_readers_do_not_wait_for_writers(cache, build):
     try:
         assert started.wait(60)
         for reader in (cache, ModelCache(cache.path)):
-            with reader.open(FACTS, build) as entry:
+            with reader.open(KEY_FIELDS, build) as entry:
                 assert entry.hit
             assert reader.verify() == {}
             assert len(reader.entries()) == 1
             assert len(reader.clear()) == 1
-            cache.open(FACTS, build).close()
+            cache.open(KEY_FIELDS, build).close()
     finally:
         finish.set()
         writer.join()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cache_entries import FACTS, Builder, left_overs
+from cache_entries import KEY_FIELDS, Builder, left_overs
 from ovtensor import _disk
 from ovtensor.cache import ModelCache, ScratchStore
 from ovtensor.cache.locks import try_hold
@@ -16,7 +16,7 @@ from ovtensor.cache.locks import try_hold
 COMMON = """
 import os, sys, signal, warnings
 from pathlib import Path
-from cache_entries import FACTS, Builder
+from cache_entries import KEY_FIELDS, Builder
 from ovtensor.cache import ModelCache, ScratchStore, store
 cache = ModelCache(sys.argv[1])
 def meet():  # say that it has come this far, and wait to be told to go on
@@ -69,7 +69,7 @@ for last, path in enumerate(sys.argv[2:], int(sys.argv[1])):
         steps = 0
         sys.addaudithook(step)
         cache = ModelCache(path, max_bytes=20_000)
-        cache.open(FACTS, Slow()).close()
+        cache.open(KEY_FIELDS, Slow()).close()
         print(steps, flush=True)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.wait()[1])
@@ -83,7 +83,7 @@ def nothing(_cache: ModelCache) -> None:
 
 
 def a_broken_entry(cache: ModelCache) -> None:
-    with cache.open(FACTS, Builder(b"x" * 5000)) as entry:
+    with cache.open(KEY_FIELDS, Builder(b"x" * 5000)) as entry:
         pass
     (entry.folder / "model.bin").write_bytes(b"y" * 5000)
 
@@ -108,11 +108,13 @@ def test_a_process_that_is_killed_leaves_whole_entries_or_none(tmp_path, python,
     for path in paths:
         after = ModelCache(path)
         assert after.verify() in ({}, broken)
-        found.add(FACTS in [entry.facts for entry in after.entries()] and not after.verify())
+        found.add(
+            KEY_FIELDS in [entry.key_fields for entry in after.entries()] and not after.verify()
+        )
         assert not any(entry.in_use for entry in after.entries())
         after.clear()  # a broken one would be warned of, and that is tested elsewhere
         build = Builder()
-        with after.open(FACTS, build) as entry:
+        with after.open(KEY_FIELDS, build) as entry:
             assert (entry.folder / "model.bin").read_bytes() == build.content
         assert left_overs(after) == [], path
     assert found == {True, False}
@@ -123,7 +125,7 @@ def test_killed_while_writing_at_any_time(tmp_path, python):
         COMMON
         + """
 meet()
-cache.open(FACTS, Builder(bytes(200_000_000))).close()
+cache.open(KEY_FIELDS, Builder(bytes(200_000_000))).close()
 """
     )
     cache = ModelCache(tmp_path / "cache")
@@ -149,7 +151,7 @@ def test_processes_that_start_at_once_build_once(cache, python):
         + """
 build = Builder()
 meet()
-with cache.open(FACTS, build) as entry:
+with cache.open(KEY_FIELDS, build) as entry:
     assert (entry.folder / "model.bin").read_bytes() == build.content
 print(build.calls, entry.hit)
 """
@@ -169,12 +171,12 @@ def test_who_waits_for_a_killed_builder_builds(cache, python, build):
 def build(folder):
     (folder / "model.bin").write_bytes(b"half")
     meet()
-cache.open(FACTS, build)
+cache.open(KEY_FIELDS, build)
 """
     )
     builder = python(code, cache.path)
     comes_to_meet(builder)
-    waiting = python(COMMON + "print(cache.open(FACTS, Builder()).hit)", cache.path)
+    waiting = python(COMMON + "print(cache.open(KEY_FIELDS, Builder()).hit)", cache.path)
     with pytest.raises(TimeoutError):
         _ended(waiting, 1.5)
     builder.kill()
@@ -193,7 +195,7 @@ def _ended(process, seconds: float) -> None:
 USER = (
     COMMON
     + """
-with cache.open(FACTS, Builder()) as entry:
+with cache.open(KEY_FIELDS, Builder()) as entry:
     meet()
     assert (entry.folder / "model.bin").read_bytes() == Builder().content
 """
@@ -234,10 +236,10 @@ def scratch(tmp_path, monkeypatch):
 
 
 def test_a_temporary_entry_goes_when_it_is_closed(scratch, build):
-    with ScratchStore().open(FACTS, build) as entry:
+    with ScratchStore().open(KEY_FIELDS, build) as entry:
         assert not entry.hit
         assert (entry.folder / "model.bin").read_bytes() == build.content
-        with ScratchStore().open(FACTS, build) as other:
+        with ScratchStore().open(KEY_FIELDS, build) as other:
             assert other.folder != entry.folder
         assert entry.folder.is_dir()
         entry.reject("is of no use, which is no news to anybody")
@@ -251,12 +253,12 @@ def test_a_temporary_entry_goes_when_its_build_fails(scratch):
         raise ValueError("no such operation")
 
     with pytest.raises(ValueError, match="no such operation"):
-        ScratchStore().open(FACTS, fail)
+        ScratchStore().open(KEY_FIELDS, fail)
     assert list(scratch.iterdir()) == []
 
 
 def test_a_temporary_entry_goes_when_it_is_forgotten(scratch, build):
-    ScratchStore().open(FACTS, build)
+    ScratchStore().open(KEY_FIELDS, build)
     assert list(scratch.iterdir()) == []
 
 
@@ -264,7 +266,7 @@ SCRATCH = (
     COMMON
     + """
 store.temporary_folder = lambda: Path(sys.argv[1])
-entry = ScratchStore().open(FACTS, Builder())
+entry = ScratchStore().open(KEY_FIELDS, Builder())
 meet()
 """
 )
@@ -286,7 +288,7 @@ def test_a_killed_process_leaves_nothing_for_ever(scratch, python, build):
     killed.kill()
     killed.communicate()
     assert len([path for path in scratch.iterdir() if path.is_dir()]) == 2
-    ScratchStore().open(FACTS, build).close()
+    ScratchStore().open(KEY_FIELDS, build).close()
     assert len([path for path in scratch.iterdir() if path.is_dir()]) == 1
     goes_on(alive)
     output(alive)
@@ -299,7 +301,7 @@ def test_a_forked_process_takes_nothing_along(scratch, cache, python):
         COMMON
         + """
 store.temporary_folder = lambda: Path(sys.argv[2])
-entries = [cache.open(FACTS, Builder()), ScratchStore().open(FACTS, Builder())]
+entries = [cache.open(KEY_FIELDS, Builder()), ScratchStore().open(KEY_FIELDS, Builder())]
 warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
 if os.fork() == 0:
     for entry in entries:

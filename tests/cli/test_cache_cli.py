@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cache_entries import FACTS, Builder
+from cache_entries import KEY_FIELDS, Builder
 from ovtensor import cli
 from ovtensor.cache import ModelCache
 from ovtensor.cli import cache as cache_commands
@@ -35,8 +35,8 @@ def run(capsys, tmp_path, monkeypatch):
 def filled(cache) -> ModelCache:
     """Two entries, of which the second was used an hour later, two hours ago."""
     for index, label in enumerate(["UNet of sdxl, bf16", ""]):
-        facts = {**FACTS, "n": index}
-        with cache.open(facts, Builder(bytes(2_000_000 * (index + 1))), label=label) as entry:
+        fields = {**KEY_FIELDS, "n": index}
+        with cache.open(fields, Builder(bytes(2_000_000 * (index + 1))), label=label) as entry:
             pass
         path = entry.folder / "manifest.json"
         used = path.stat().st_mtime - 3600 * (3 - index) - 5
@@ -65,7 +65,7 @@ def test_list(run, filled):
 
 def test_list_as_json(run, filled):
     found = json.loads(run("list", "--json")[1])
-    assert [entry["facts"]["n"] for entry in found["entries"]] == [0, 1]
+    assert [entry["key_fields"]["n"] for entry in found["entries"]] == [0, 1]
     assert found["entries"][0]["label"] == "UNet of sdxl, bf16"
     assert found["max_bytes"] == 20 * 2**30
 
@@ -73,7 +73,7 @@ def test_list_as_json(run, filled):
 def test_list_says_what_is_in_use_and_what_is_broken(run, filled):
     used, broken = (entry for entry in filled.entries())
     (filled.path / "entries" / broken.key / "manifest.json").write_text("{")
-    with filled.open(used.facts, Builder()):
+    with filled.open(used.key_fields, Builder()):
         out = run("list")[1]
     assert "in use   UNet of sdxl" in out
     assert "manifest.json cannot be read" in out
@@ -104,15 +104,15 @@ def test_verify(run, filled):
 def test_prune(run, filled):
     status, out, _ = run("prune", "--max-size", "5MB")
     assert (status, out) == (0, "1 entry, 2.0 MB removed\n1 entry, 4.0 MB left\n")
-    assert [entry.facts["n"] for entry in filled.entries()] == [1]
+    assert [entry.key_fields["n"] for entry in filled.entries()] == [1]
     found = json.loads(run("prune", "--max-size", "0", "--json")[1])
-    assert [entry["facts"]["n"] for entry in found["removed"]] == [1]
+    assert [entry["key_fields"]["n"] for entry in found["removed"]] == [1]
     assert found["left"] == []
 
 
 def test_clear_leaves_what_is_in_use(run, filled):
-    facts = filled.entries()[0].facts
-    with filled.open(facts, Builder()):
+    fields = filled.entries()[0].key_fields
+    with filled.open(fields, Builder()):
         out = run("clear")[1]
     assert out == "1 entry, 4.0 MB removed\n1 entry, 2.0 MB left, 1 of them in use\n"
     assert run("clear")[1] == "1 entry, 2.0 MB removed\n"

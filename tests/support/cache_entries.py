@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from ovtensor.cache import ModelCache
 
-FACTS = {"kind": "ir", "weights": "0123", "openvino": "2026.4.1"}
+KEY_FIELDS = {"kind": "ir", "weights": "0123", "openvino": "2026.4.1"}
 
 
 class Builder:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from ovtensor._disk import disk_failure, remove
+from ovtensor._disk import disk_failure, remove, tolerated
 from ovtensor.cache.inventory import prune
 from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest
+from ovtensor.cache.misses import reason_of_miss
 from ovtensor.cache.store import Entry
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from ovtensor.cache.folder import CacheFolder
 
 __all__ = ["Entries", "FolderError"]
+
+_log = logging.getLogger("ovtensor")
 
 
 class FolderError(Exception):
@@ -49,7 +54,7 @@ class Entries:
     def open(
         self,
         key: str,
-        facts: dict[str, Any],
+        fields: dict[str, Any],
         build: Callable[[Path], None],
         base: Entry | None,
         label: str,
@@ -61,6 +66,7 @@ class Entries:
         FolderError
             If that is not possible in this folder. Nothing is left behind then.
         """
+        broken = ""
         while True:
             with contextlib.ExitStack() as claim:
                 with contextlib.ExitStack() as locked:
@@ -73,13 +79,14 @@ class Entries:
                         self._lease(claim, key)
                         found = os.path.lexists(self._folder.entry(key))
                     if not found:
-                        manifest = self._build(key, facts, build, label)
+                        self._tell_miss(key, fields, label, broken)
+                        manifest = self._build(key, fields, build, label)
                         return self._entry(manifest, base, claim.pop_all(), hit=False)
                 # From here on the lease keeps it, and others may look at it at the same time.
                 try:
                     manifest = self._verified(key)
-                except BrokenEntryError:
-                    pass
+                except BrokenEntryError as error:
+                    broken = str(error)
                 else:
                     return self._entry(manifest, base, claim.pop_all(), hit=True)
             with _folder_errors():
@@ -87,14 +94,17 @@ class Entries:
 
     def find(self, key: str, base: Entry | None) -> Entry | None:
         """Return an entry that is there and sound, without waiting for anybody or a warning."""
-        with contextlib.suppress(OSError, BrokenEntryError), contextlib.ExitStack() as claim:
-            self._prepare()  # which holds locks, and so would be in the way of a thread of ours
-            for claimed in (key,) if base is None else (base.key, key):
-                if (lease := self._folder.lease_at_once(claimed)) is None:
-                    return None
-                claim.callback(lease.release, and_remove=True)
-            return self._entry(self._verified(key), base, claim.pop_all(), hit=True)
-        return None
+        try:
+            with contextlib.ExitStack() as claim:
+                self._prepare()  # which holds locks, and so would be in the way of a thread of ours
+                for claimed in (key,) if base is None else (base.key, key):
+                    if (lease := self._folder.lease_at_once(claimed)) is None:
+                        return None
+                    claim.callback(lease.release, and_remove=True)
+                return self._entry(self._verified(key), base, claim.pop_all(), hit=True)
+        except (OSError, BrokenEntryError) as error:
+            _log.debug("the cache has nothing at once for %s: %s", key, error)
+            return None
 
     def _prepare(self) -> None:
         self._folder.make()
@@ -106,8 +116,17 @@ class Entries:
     def _lease(self, claim: contextlib.ExitStack, key: str) -> None:
         claim.callback(self._folder.lease(key).release, and_remove=True)
 
+    def _tell_miss(self, key: str, fields: dict[str, Any], label: str, broken: str) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            reason = (
+                f"the entry was broken: {broken}"
+                if broken
+                else reason_of_miss(self._folder, fields)
+            )
+            _log.info("cache miss: %s: %s", _called(key, label), reason)
+
     def _build(
-        self, key: str, facts: dict[str, Any], build: Callable[[Path], None], label: str
+        self, key: str, fields: dict[str, Any], build: Callable[[Path], None], label: str
     ) -> Manifest:
         with _folder_errors():
             part = self._folder.new_part(key)
@@ -119,7 +138,7 @@ class Entries:
                     raise
                 raise FolderError from failure
             with _folder_errors():
-                manifest = Manifest.of(part, key, facts, label)
+                manifest = Manifest.of(part, key, fields, label)
                 manifest.write(part)
                 self._folder.publish(part, key)
         except BaseException:
@@ -154,6 +173,8 @@ class Entries:
         self, manifest: Manifest, base: Entry | None, claim: contextlib.ExitStack, *, hit: bool
     ) -> Entry:
         key, state = manifest.key, self._state(manifest.key)
+        if hit:
+            _log.info("cache hit: %s", _called(key, manifest.label))
         self._mark_used(key)
         if base is not None:
             self._mark_used(base.key)  # later, so that it is not the one that goes first
@@ -180,11 +201,12 @@ class Entries:
         )
 
     def _mark_used(self, key: str) -> None:
-        with contextlib.suppress(OSError):
-            os.utime(self._folder.entry(key) / NAME)
+        now = time.time_ns()  # the system's own is coarse: two entries could have the same
+        with tolerated("the time of last use of an entry stays as it is"):
+            os.utime(self._folder.entry(key) / NAME, ns=(now, now))
 
     def _bound(self) -> None:
-        with contextlib.suppress(OSError):
+        with tolerated("the cache is not pruned"):
             prune(self._folder, self._max_bytes)
 
     def _throw_broken_away(self, key: str) -> None:
@@ -200,6 +222,10 @@ class Entries:
                 return
             self._folder.take_away(key)
         self._warn(f"the entry {key} is to be made anew: {reason}")
+
+
+def _called(key: str, label: str) -> str:
+    return f"{label} ({key[:12]})" if label else key[:12]
 
 
 @contextlib.contextmanager

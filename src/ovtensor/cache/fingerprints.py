@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+
+from ovtensor._disk import tolerated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,22 +99,22 @@ class FileFingerprints:
         settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > _SETTLED
         if settled and _identity(path) == before:
             # What cannot be remembered is hashed again the next time, and that is all.
-            with contextlib.suppress(OSError):
+            with tolerated("a file's hash is not remembered"):
                 self._remember(note, {**before, "path": str(path), "xxh3_128": checksum})
                 self.forget(keep=_MOST_REMEMBERED)
         return checksum
 
-    def _remember(self, note: Path, facts: dict[str, Any]) -> None:
+    def _remember(self, note: Path, fields: dict[str, Any]) -> None:
         part = note.with_name(f"{note.name}.{os.urandom(4).hex()}")
         try:
-            part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            part.write_text(json.dumps(fields, indent=1), encoding="utf-8")
             part.replace(note)
         finally:
             part.unlink(missing_ok=True)
 
     def forget(self, keep: int) -> None:
         """Remove all but the `keep` notes that were written last."""
-        with contextlib.suppress(OSError):
+        with tolerated("old hashes of files stay"):
             notes = sorted(self._folder.iterdir(), key=lambda note: -note.lstat().st_mtime_ns)
             for note in notes[keep:]:
                 note.unlink(missing_ok=True)
@@ -132,9 +133,9 @@ def _identity(path: Path) -> dict[str, int]:
 
 def _recall(note: Path, identity: dict[str, int]) -> str | None:
     try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        checksum = facts.pop("xxh3_128")
-        facts.pop("path")
+        fields = json.loads(note.read_text(encoding="utf-8"))
+        checksum = fields.pop("xxh3_128")
+        fields.pop("path")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return checksum if facts == identity and isinstance(checksum, str) else None
+    return checksum if fields == identity and isinstance(checksum, str) else None

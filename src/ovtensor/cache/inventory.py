@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedModel", "inventory", "problems", "prune"]
 
+_log = logging.getLogger("ovtensor")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CachedModel:
@@ -27,8 +30,8 @@ class CachedModel:
         The name of its folder.
     label : str
         What it is, for people.
-    facts : dict
-        What it was made from.
+    key_fields : dict
+        Its cache-key fields: everything that its content follows from.
     size : int
         Bytes of all its files.
     created : str
@@ -43,7 +46,7 @@ class CachedModel:
 
     key: str
     label: str
-    facts: dict[str, Any]
+    key_fields: dict[str, Any]
     size: int
     created: str
     last_used: float
@@ -84,6 +87,8 @@ def prune(folder: CacheFolder, max_bytes: int) -> list[CachedModel]:
         if folder.take_away_unused(entry.key):
             total -= entry.size
             removed.append(entry)
+            what = entry.label or entry.key
+            _log.debug("removed %s, used least recently, for max_bytes is %d", what, max_bytes)
     return removed
 
 
@@ -99,7 +104,7 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
         return CachedModel(
             key=key,
             label=manifest.label if manifest else "",
-            facts=manifest.facts if manifest else {},
+            key_fields=manifest.key_fields if manifest else {},
             size=size,
             created=manifest.created if manifest else "",
             last_used=(path / NAME if manifest else path).lstat().st_mtime,

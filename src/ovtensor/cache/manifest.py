@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokenEntryError", "Manifest", "key_of"]
 
 NAME = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _KEY_DIGITS = 32
 _WRITERS = ("ovtensor", "openvino", "torch", "diffusers", "transformers")
 
@@ -30,16 +30,16 @@ class BrokenEntryError(Exception):
     """An entry that is not what its manifest says; the message says in what. Never leaves here."""
 
 
-def key_of(facts: Mapping[str, Any]) -> str:
-    """Return the key of an entry: the hash of its facts as canonical JSON, 32 digits.
+def key_of(fields: Mapping[str, Any]) -> str:
+    """Return the key of an entry: the hash of its cache-key fields as canonical JSON, 32 digits.
 
     Raises
     ------
     InputError
-        If the facts are not what JSON can say exactly: NaN, keys that are no strings, objects.
+        If the fields are not what JSON can say exactly: NaN, keys that are no strings, objects.
     """
-    _check_json(facts, "facts")
-    text = json.dumps({"format": _FORMAT, "facts": facts}, sort_keys=True, allow_nan=False)
+    _check_json(fields, "fields")
+    text = json.dumps({"format": _FORMAT, "fields": fields}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -66,15 +66,15 @@ def _check_json(value: Any, where: str) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """The facts of an entry and the size and checksum of each of its files.
+    """The cache-key fields of an entry and the size and checksum of each of its files.
 
     Attributes
     ----------
     key : str
-        What the entry is found by: the hash of `facts`.
+        What the entry is found by: the hash of `key_fields`.
     label : str
         What it is, for people; not part of the key.
-    facts : dict
+    key_fields : dict
         Everything that its content follows from.
     files : dict
         File name to ``{"size": bytes, "xxh3_128": hexadecimal digits}``.
@@ -86,7 +86,7 @@ class Manifest:
 
     key: str
     label: str
-    facts: dict[str, Any]
+    key_fields: dict[str, Any]
     files: dict[str, dict[str, Any]]
     created: str
     versions: dict[str, str]
@@ -102,7 +102,7 @@ class Manifest:
         return sum(int(file["size"]) for file in self.files.values())
 
     @classmethod
-    def of(cls, folder: Path, key: str, facts: Mapping[str, Any], label: str) -> Manifest:
+    def of(cls, folder: Path, key: str, fields: Mapping[str, Any], label: str) -> Manifest:
         """Describe the files that were built into `folder`.
 
         Raises
@@ -118,7 +118,7 @@ class Manifest:
         return cls(
             key=key,
             label=label,
-            facts=dict(facts),
+            key_fields=dict(fields),
             files={
                 path.name: {"size": path.stat().st_size, "xxh3_128": hash_file(path)}
                 for path in paths
@@ -146,11 +146,11 @@ class Manifest:
         try:
             if not _is_plain(folder / NAME):
                 raise BrokenEntryError(f"{NAME} is no plain file")
-            fields = json.loads((folder / NAME).read_text(encoding="utf-8"))
-            if fields.pop("format") != _FORMAT:
+            stored = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            if stored.pop("format") != _FORMAT:
                 raise BrokenEntryError(f"{NAME} is of another format")
-            manifest = cls(**fields)
-            expected = key_of(manifest.facts)
+            manifest = cls(**stored)
+            expected = key_of(manifest.key_fields)
         except FileNotFoundError:
             raise BrokenEntryError(f"it has no {NAME}") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

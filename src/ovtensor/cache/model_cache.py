@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
+from ovtensor._disk import tolerated
 from ovtensor.cache.entries import Entries, FolderError
 from ovtensor.cache.fingerprints import FileFingerprints, hash_tensors
 from ovtensor.cache.folder import CacheFolder
@@ -85,17 +85,17 @@ class ModelCache:
 
     def open(
         self,
-        facts: Mapping[str, Any],
+        fields: Mapping[str, Any],
         build: Callable[[Path], None],
         *,
         base: Entry | None = None,
         label: str = "",
     ) -> Entry:
-        """Return the entry of some facts, built if it is not there.
+        """Return the entry of some cache-key fields, built if it is not there.
 
         Parameters
         ----------
-        facts : mapping
+        fields : mapping
             Everything that can change a byte of the entry, as JSON has it.
         build : callable
             Writes the files into an empty folder, which it is given. What it raises passes
@@ -103,9 +103,9 @@ class ModelCache:
             folder, if the cache's disk fails under it.
         base : Entry, optional
             An open entry that this one is good for only together with: its key and every byte of
-            it belong to the facts, and it stays as long as this one is open.
+            it belong to the fields, and it stays as long as this one is open.
         label : str
-            What it is, for people; not one of the facts.
+            What it is, for people; not one of the fields.
 
         Returns
         -------
@@ -115,30 +115,30 @@ class ModelCache:
         Raises
         ------
         InputError
-            If the facts are not what JSON can say exactly or have one of the name ``base``, or if
+            If the fields are not what JSON can say exactly or have one of the name ``base``, or if
             `base` is closed, or nothing was built.
         """
         if base is not None and base.closed:
             raise InputError("the base of an entry has to be open; it was closed")
         if base is not None and not base.key:  # it is not in the cache, so this could not be found
-            return ScratchStore().open(facts, build)
-        whole = _with_base(facts, base)
+            return ScratchStore().open(fields, build)
+        whole = _with_base(fields, base)
         key = key_of(whole)
         try:
             return self._entries.open(key, whole, build, base, label)
         except FolderError as failure:
             self._warn_of_folder(failure.__cause__)
-        return ScratchStore().open(facts, build)
+        return ScratchStore().open(fields, build)
 
-    def find(self, facts: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
-        """Return the entry of some facts, or None if that takes more than looking.
+    def find(self, fields: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
+        """Return the entry of some cache-key fields, or None if that takes more than looking.
 
         Nothing is built or mended or waited for, and nothing is warned of: :meth:`open` is for
         that.
 
         Parameters
         ----------
-        facts, base
+        fields, base
             See :meth:`open`.
 
         Returns
@@ -149,7 +149,7 @@ class ModelCache:
         """
         if base is not None and (base.closed or not base.key):
             return None
-        return self._entries.find(key_of(_with_base(facts, base)), base)
+        return self._entries.find(key_of(_with_base(fields, base)), base)
 
     def fingerprint_files(self, files: Iterable[str | os.PathLike[str]]) -> str:
         """Return a hash of files' names and bytes, in the order of the files.
@@ -162,7 +162,7 @@ class ModelCache:
         OSError
             If a file cannot be read.
         """
-        with contextlib.suppress(OSError):  # then nothing is remembered; `open` will say why
+        with tolerated("no file's hash is remembered"):  # `open` will warn of it
             self._folder.make()
         return self._fingerprints.of_files(files)
 
@@ -239,9 +239,9 @@ class ModelCache:
         warnings.warn(f"model cache {str(self.path)!r}: {message}", CacheWarning, stacklevel=4)
 
 
-def _with_base(facts: Mapping[str, Any], base: Entry | None) -> dict[str, Any]:
-    if "base" in facts:
-        raise InputError('the fact "base" is what the argument `base` says; leave it out')
+def _with_base(fields: Mapping[str, Any], base: Entry | None) -> dict[str, Any]:
+    if "base" in fields:
+        raise InputError('the field "base" is what the argument `base` says; leave it out')
     if base is None:
-        return dict(facts)
-    return {**facts, "base": {"key": base.key, "content": base.content}}
+        return dict(fields)
+    return {**fields, "base": {"key": base.key, "content": base.content}}

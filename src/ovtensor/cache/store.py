@@ -91,39 +91,39 @@ class Store(Protocol):
 
     def open(
         self,
-        facts: Mapping[str, Any],
+        fields: Mapping[str, Any],
         build: Callable[[Path], None],
         *,
         base: Entry | None = None,
         label: str = "",
     ) -> Entry:
-        """Return the entry of some facts, built if it is not there.
+        """Return the entry of some cache-key fields, built if it is not there.
 
         Parameters
         ----------
-        facts : mapping
+        fields : mapping
             Everything that can change a byte of the entry, as JSON has it.
         build : callable
             Writes the files into an empty folder, which it is given. What it raises passes
             through, and nothing is left behind.
         base : Entry, optional
             An open entry of the same store that this one is good for only together with: its key
-            and every byte of it belong to the facts, and it stays as long as this one is open.
+            and every byte of it belong to the fields, and it stays as long as this one is open.
         label : str
-            What it is, for people; not one of the facts.
+            What it is, for people; not one of the fields.
         """
         ...
 
-    def find(self, facts: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
-        """Return the entry of some facts if it is there and nobody is at it, or None."""
+    def find(self, fields: Mapping[str, Any], *, base: Entry | None = None) -> Entry | None:
+        """Return the entry of these fields if it is there and nobody is at it, or None."""
         ...
 
     def fingerprint_files(self, files: Iterable[str | os.PathLike[str]]) -> str:
-        """Return a hash of files' names and bytes for use among facts."""
+        """Return a hash of files' names and bytes for use among cache-key fields."""
         ...
 
     def fingerprint_tensors(self, tensors: Iterable[tuple[str, Any]]) -> str:
-        """Return a hash of tensors' names, element types, shapes and bytes for use among facts."""
+        """Return a hash of tensors' names, element types, shapes and bytes, for the same."""
         ...
 
 
@@ -135,7 +135,7 @@ class ScratchStore:
 
     def open(
         self,
-        facts: Mapping[str, Any],  # noqa: ARG002 - nothing is found again
+        fields: Mapping[str, Any],  # noqa: ARG002 - nothing is found again
         build: Callable[[Path], None],
         *,
         base: Entry | None = None,  # noqa: ARG002
@@ -161,7 +161,7 @@ class ScratchStore:
 
     def find(
         self,
-        facts: Mapping[str, Any],  # noqa: ARG002
+        fields: Mapping[str, Any],  # noqa: ARG002
         *,
         base: Entry | None = None,  # noqa: ARG002
     ) -> Entry | None:

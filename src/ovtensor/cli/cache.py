@@ -115,7 +115,11 @@ def _print_json(cache: ModelCache, **found: Any) -> None:
 def _print_table(entries: list[CachedModel]) -> None:
     rows = [("key", "size", "used", "what")]
     for entry in reversed(entries):  # the last used first
-        what = entry.problem or entry.label or ", ".join(f"{k}={v}" for k, v in entry.facts.items())
+        what = (
+            entry.problem
+            or entry.label
+            or ", ".join(f"{k}={v}" for k, v in entry.key_fields.items())
+        )
         used = "in use" if entry.in_use else f"{_age(time.time() - entry.last_used)} ago"
         rows.append((entry.key[:12], _bytes(entry.size), used, what[:100]))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
