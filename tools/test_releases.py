@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("which", choices=RESOLUTIONS)
     parser.add_argument("--python", default="3.10", help="version or path of the interpreter")
     parser.add_argument("--only-resolve", action="store_true", help="show the releases, and stop")
-    parser.add_argument("--tests", default="", help='options of pytest, such as "-m \'not slow\'"')
+    parser.add_argument("--tests", default="", help="options of pytest, such as \"-m 'not slow'\"")
     parser.add_argument("--folder", type=Path, help="of the virtual environment; made anew")
     options, rest = parser.parse_known_args()
     folder = options.folder or ROOT / f".venv-{options.which}"
