@@ -24,10 +24,7 @@ that raised knew stands in the error's fields too, see :class:`OvtensorError`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ovtensor.tensors.host import TensorInfo
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -57,7 +54,7 @@ class OvtensorError(Exception):
         Where it ran, such as ``"GPU"``.
     step : int or None
         Which denoising step it was, from 0.
-    tensor : TensorInfo or str or None
+    tensor : ovtensor.TensorInfo or str or None
         What is known about the tensor, or its text. Never the tensor itself, whose memory would
         then live as long as the error.
 
@@ -72,7 +69,7 @@ class OvtensorError(Exception):
         component: str | None = None,
         device: str | None = None,
         step: int | None = None,
-        tensor: TensorInfo | str | None = None,
+        tensor: object = None,
     ) -> None:
         super().__init__(*args)
         self.component = component

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 from typing import TYPE_CHECKING, Any
@@ -170,6 +169,8 @@ def _device_fields(device: str) -> dict[str, str]:
     fields = {key: str(value) for key, value in properties_of(device).items() if key.endswith(told)}
     if fields:
         # No public property has a GPU's driver. This is what OpenVINO compares when it imports.
-        with contextlib.suppress(RuntimeError):
+        try:
             fields[_RUNTIME] = str(core().get_property(device, _RUNTIME))
+        except RuntimeError as error:
+            _log.debug("%s does not tell its driver: %s", device, error)
     return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ovtensor.engine.runners import Runner
     from ovtensor.pipelines.kinds.base import Run
     from ovtensor.pipelines.proxies import Attachment
+
+
+_log = logging.getLogger("ovtensor")
 
 
 class _Convolutions(torch.nn.Module):
@@ -97,6 +101,7 @@ def _watched(
                 )
                 return pixels
             if in_f32 is not None:
+                _log.info("%s falls back to float32", name)
                 warnings.warn(
                     f"{name} gave NaN or infinity and runs once more in float32; give "
                     f'{to.argument}=Backend(..., precision="f32") to spare the first run',
