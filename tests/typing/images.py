@@ -57,7 +57,7 @@ def the_errors(error: NonFiniteError) -> None:
     assert_type(error.component, str | None)
     assert_type(error.device, str | None)
     assert_type(error.step, int | None)
-    assert_type(error.tensor, ovtensor.object)
+    assert_type(error.tensor, object)
     assert_type(ovtensor.MissingExtraError("no torch", name="torch").name, str | None)
     NonFiniteError("two latents", component=3)  # type: ignore[arg-type]
     NonFiniteError("two latents", compnent="unet")  # type: ignore[call-arg]
