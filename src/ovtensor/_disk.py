@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["disk_failure", "remove", "temporary_folder", "tolerated"]
+__all__ = [
+    "checked_path",
+    "disk_failure",
+    "open_to_others",
+    "remove",
+    "temporary_folder",
+    "tolerated",
+]
 
 _log = logging.getLogger("ovtensor")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -48,6 +56,29 @@ def tolerated(consequence: str) -> Iterator[None]:
         yield
     except OSError as error:
         _log.debug("%s: %s", consequence, error)
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` expanded; raises `ValueError` if no file can have it."""
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError as error:  # as for ~nobody/x
+        raise ValueError(str(error)) from None
+    if b"\0" in os.fsencode(found):
+        raise ValueError("it has a character of value 0")
+    return found
+
+
+def open_to_others(status: os.stat_result, *, but_for_sticky: bool = False) -> str:
+    """Why other users could have written to a folder; empty if not, or where modes do not tell."""
+    if not hasattr(os, "geteuid"):  # Windows
+        return ""
+    if status.st_uid != os.geteuid():
+        return f"it belongs to the user {status.st_uid}, not to {os.geteuid()}"
+    sticky = but_for_sticky and status.st_mode & stat.S_ISVTX
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+        return f"other users may write to it (mode {stat.S_IMODE(status.st_mode):o})"
+    return ""
 
 
 def disk_failure(error: BaseException) -> BaseException | None:

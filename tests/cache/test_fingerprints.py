@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import tracemalloc
@@ -141,15 +142,17 @@ def test_shards_that_change_places_or_names(memory, tmp_path):
     assert memory.of_files([one, two]) != first
 
 
-@pytest.mark.parametrize("note", ["", "{}", "[1]", "null", '{"xxh3_128": 5, "path": ""}', "\0\1\2"])
-def test_a_broken_note_is_no_note(memory, weights, tmp_path, note):
+@pytest.mark.parametrize(
+    "record", ["", "{}", "[1]", "null", '{"xxh3_128": 5, "path": ""}', "\0\1\2"]
+)
+def test_a_broken_record_is_no_record(memory, weights, tmp_path, record):
     first = memory.of_files([weights])
     (path,) = (tmp_path / "files").iterdir()
-    path.write_text(note)
+    path.write_text(record)
     assert memory.of_files([weights]) == first
 
 
-def test_no_folder_for_notes_is_no_failure(tmp_path, weights):
+def test_no_folder_for_records_is_no_failure(tmp_path, weights):
     nowhere = FileFingerprints(tmp_path / "nowhere")
     assert nowhere.of_files([weights]) == nowhere.of_files([weights])
 
@@ -159,7 +162,7 @@ def test_a_missing_file_is_an_error(memory, tmp_path):
         memory.of_files([tmp_path / "nowhere"])
 
 
-def test_old_notes_go(memory, tmp_path, monkeypatch):
+def test_old_records_go(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprints, "_SETTLED", -1.0)
     monkeypatch.setattr(fingerprints, "_MOST_REMEMBERED", 2)
     for index in range(5):
@@ -167,6 +170,43 @@ def test_old_notes_go(memory, tmp_path, monkeypatch):
         path.write_bytes(b"x")
         memory.of_files([path])
     assert len(list((tmp_path / "files").iterdir())) == 2
+
+
+def test_what_has_the_name_of_a_record_and_is_none_stays(memory, weights, tmp_path, monkeypatch):
+    first = memory.of_files([weights])
+    (record,) = (tmp_path / "files").iterdir()
+    stored = json.loads(record.read_text())
+    mine = {
+        record: "mine",
+        record.with_name("1f-2a.json"): json.dumps(stored),  # says that it is of another file
+        record.with_name("2f-2a.json"): json.dumps({"device": 0x2F, "inode": 0x2A}),
+        record.with_name(f"{record.name}.bak"): json.dumps(stored),
+        record.with_name(f"{record.name}.0123abcd"): "mine",
+    }
+    for path, text in mine.items():
+        path.write_text(text)
+    assert memory.of_files([weights]) == first
+    memory.forget(keep=0)
+    assert {path: path.read_text() for path in (tmp_path / "files").iterdir()} == mine
+
+
+def test_half_written_records_go(memory, weights, tmp_path):
+    memory.of_files([weights])
+    (record,) = (tmp_path / "files").iterdir()
+    record.with_name(f"{record.name}.0123abcd").write_text(record.read_text())
+    record.with_name("1f-2a.json.0123abcd").write_text("")
+    memory.forget(keep=0)
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_record_that_is_a_link_is_not_believed(memory, weights, tmp_path):
+    first = memory.of_files([weights])
+    (record,) = (tmp_path / "files").iterdir()
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps({**json.loads(record.read_text()), "xxh3_128": "0" * 32}))
+    record.unlink()
+    record.symlink_to(forged)
+    assert memory.of_files([weights]) == first
 
 
 ones = torch.ones(2, 3)

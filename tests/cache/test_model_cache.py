@@ -528,3 +528,16 @@ def test_a_path_that_is_none():
         ModelCache("")
     with pytest.raises(InputError, match="a int does not name"):
         ovtensor.ModelCache(5)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "~nosuchuser/cache",
+        "a\0b",
+        pytest.param("a\ud800b", marks=pytest.mark.skipif(os.name == "nt", reason="a name there")),
+    ],
+)
+def test_a_path_that_no_folder_can_have(path):
+    with pytest.raises(InputError, match="cannot be the folder of a cache"):
+        ModelCache(path)

@@ -119,6 +119,17 @@ def test_clear_leaves_what_is_in_use(run, filled):
     assert filled.entries() == []
 
 
+def test_clear_names_what_nothing_proves_to_be_its_own(run, filled):
+    md5 = "0123456789abcdef" * 2
+    (filled.path / "entries" / md5).mkdir()
+    (filled.path / "entries" / md5 / "thesis.docx").write_text("mine")
+    assert run("clear")[1].splitlines() == [
+        "2 entries, 6.0 MB removed",
+        f"{md5}  stays, for nothing proves it to be an entry: it has no manifest.json",
+    ]
+    assert (filled.path / "entries" / md5 / "thesis.docx").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ovtensor._disk import disk_failure, remove, tolerated
+from ovtensor._disk import disk_failure, tolerated
 from ovtensor.cache.inventory import prune
 from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest
 from ovtensor.cache.misses import reason_of_miss
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovtensor.cache.folder import CacheFolder
+    from ovtensor.cache.locks import Hold
 
 __all__ = ["Entries", "FolderError"]
 
@@ -76,11 +77,13 @@ class Entries:
                             with self._folder.locked(base.key):
                                 self._lease(claim, base.key)
                         locked.enter_context(self._folder.locked(key))
-                        self._lease(claim, key)
-                        found = os.path.lexists(self._folder.entry(key))
+                        lease = self._lease(claim, key)
+                        if broken:  # unless somebody else has made it anew meanwhile
+                            broken = self._throw_broken_away(key)
+                        found = os.path.lexists(self._folder.entry(key)) and not broken
                     if not found:
                         self._tell_miss(key, fields, label, broken)
-                        manifest = self._build(key, fields, build, label)
+                        manifest = self._build(lease, key, fields, build, label)
                         return self._entry(manifest, base, claim.pop_all(), hit=False)
                 # From here on the lease keeps it, and others may look at it at the same time.
                 try:
@@ -89,8 +92,6 @@ class Entries:
                     broken = str(error)
                 else:
                     return self._entry(manifest, base, claim.pop_all(), hit=True)
-            with _folder_errors():
-                self._throw_broken_away(key)
 
     def find(self, key: str, base: Entry | None) -> Entry | None:
         """Return an entry that is there and sound, without waiting for anybody or a warning."""
@@ -100,7 +101,7 @@ class Entries:
                 for claimed in (key,) if base is None else (base.key, key):
                     if (lease := self._folder.lease_at_once(claimed)) is None:
                         return None
-                    claim.callback(lease.release, and_remove=True)
+                    claim.callback(self._folder.end, lease)
                 return self._entry(self._verified(key), base, claim.pop_all(), hit=True)
         except (OSError, BrokenEntryError) as error:
             _log.debug("the cache has nothing at once for %s: %s", key, error)
@@ -113,8 +114,10 @@ class Entries:
                 self._folder.sweep()
                 self._swept = True
 
-    def _lease(self, claim: contextlib.ExitStack, key: str) -> None:
-        claim.callback(self._folder.lease(key).release, and_remove=True)
+    def _lease(self, claim: contextlib.ExitStack, key: str) -> Hold:
+        lease = self._folder.lease(key)
+        claim.callback(self._folder.end, lease)
+        return lease
 
     def _tell_miss(self, key: str, fields: dict[str, Any], label: str, broken: str) -> None:
         if _log.isEnabledFor(logging.INFO):
@@ -126,24 +129,28 @@ class Entries:
             _log.info("cache miss: %s: %s", _called(key, label), reason)
 
     def _build(
-        self, key: str, fields: dict[str, Any], build: Callable[[Path], None], label: str
+        self,
+        lease: Hold,
+        key: str,
+        fields: dict[str, Any],
+        build: Callable[[Path], None],
+        label: str,
     ) -> Manifest:
+        """Write an entry; what is half-written when this raises goes with the lease."""
         with _folder_errors():
-            part = self._folder.new_part(key)
+            self._folder.in_use(key)  # what builders left who were killed goes
+            part = self._folder.part(lease)
+            part.mkdir(mode=0o700)
         try:
-            try:
-                build(part)
-            except Exception as error:
-                if (failure := disk_failure(error)) is None:
-                    raise
-                raise FolderError from failure
-            with _folder_errors():
-                manifest = Manifest.of(part, key, fields, label)
-                manifest.write(part)
-                self._folder.publish(part, key)
-        except BaseException:
-            remove(part)
-            raise
+            build(part)
+        except Exception as error:
+            if (failure := disk_failure(error)) is None:
+                raise
+            raise FolderError from failure
+        with _folder_errors():
+            manifest = Manifest.of(part, key, fields, label)
+            manifest.write(part)
+            self._folder.publish(part, key)
         self._checked[key] = self._state(key)
         if manifest.size > self._max_bytes:
             self._warn(
@@ -209,19 +216,17 @@ class Entries:
         with tolerated("the cache is not pruned"):
             prune(self._folder, self._max_bytes)
 
-    def _throw_broken_away(self, key: str) -> None:
-        """Look again, for somebody else may have made it anew; it goes even from under users."""
-        with self._folder.locked(key):
-            if not os.path.lexists(self._folder.entry(key)):
-                return
-            try:
-                self._verified(key)
-            except BrokenEntryError as error:
-                reason = str(error)
-            else:
-                return
+    def _throw_broken_away(self, key: str) -> str:
+        """Say what is wrong with an entry, if it is there, and remove it even from under users."""
+        if not os.path.lexists(self._folder.entry(key)):
+            return ""
+        try:
+            self._verified(key)
+        except BrokenEntryError as error:
             self._folder.take_away(key)
-        self._warn(f"the entry {key} is to be made anew: {reason}")
+            self._warn(f"the entry {key} is to be made anew: {error}")
+            return str(error)
+        return ""
 
 
 def _called(key: str, label: str) -> str:

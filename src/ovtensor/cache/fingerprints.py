@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,9 @@ _BUFFER = 4 * 2**20  # bytes; larger ones leave the processor's cache
 # this young is not remembered. The coarsest clock is FAT's, two seconds.
 _SETTLED = 2.0
 _MOST_REMEMBERED = 1000
+_MOST_BYTES = 2**16  # of a record
+_RECORD = re.compile(r"[0-9a-f]+-[0-9a-f]+\.json(\.[0-9a-f]{8})?")  # the last is one half-written
+_FIELDS = {"device", "inode", "size", "mtime_ns", "ctime_ns", "path", "xxh3_128"}
 
 
 def hash_file(path: Path) -> str:
@@ -71,10 +76,16 @@ class FileFingerprints:
     A file counts as unchanged while device, inode, size and both times, of its content and of its
     inode, are the same to the nanosecond. No program can set the second one back; on Windows it
     is the time of creation, and there a file rewritten with its old size and time of change goes
-    unseen.
+    unseen. So does, everywhere, what is written through a memory map to a page that is not on disk
+    since it was written to before: that moves no time.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where; None remembers nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def of_files(self, files: Iterable[str | os.PathLike[str]]) -> str:
@@ -91,33 +102,33 @@ class FileFingerprints:
         return digest.hexdigest()
 
     def _of_file(self, path: Path) -> str:
+        if self._folder is None:
+            return hash_file(path)
         before = _identity(path)
-        note = self._folder / f"{before['device']:x}-{before['inode']:x}.json"
-        if (known := _recall(note, before)) is not None:
-            return known
+        record = self._folder / _record_name(before)
+        known = _recall(record) or {}
+        if before.items() <= known.items():
+            return str(known["xxh3_128"])
         checksum = hash_file(path)
         settled = time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > _SETTLED
         if settled and _identity(path) == before:
             # What cannot be remembered is hashed again the next time, and that is all.
             with tolerated("a file's hash is not remembered"):
-                self._remember(note, {**before, "path": str(path), "xxh3_128": checksum})
+                if not os.path.lexists(record) or _is_ours(record):
+                    _write(record, {**before, "path": str(path), "xxh3_128": checksum})
                 self.forget(keep=_MOST_REMEMBERED)
         return checksum
 
-    def _remember(self, note: Path, fields: dict[str, Any]) -> None:
-        part = note.with_name(f"{note.name}.{os.urandom(4).hex()}")
-        try:
-            part.write_text(json.dumps(fields, indent=1), encoding="utf-8")
-            part.replace(note)
-        finally:
-            part.unlink(missing_ok=True)
-
     def forget(self, keep: int) -> None:
-        """Remove all but the `keep` notes that were written last."""
+        """Remove all but the `keep` records that were written last; what else is there stays."""
+        if self._folder is None or self._folder.is_symlink():
+            return
         with tolerated("old hashes of files stay"):
-            notes = sorted(self._folder.iterdir(), key=lambda note: -note.lstat().st_mtime_ns)
-            for note in notes[keep:]:
-                note.unlink(missing_ok=True)
+            records = [path for path in self._folder.iterdir() if _RECORD.fullmatch(path.name)]
+            records.sort(key=lambda path: -path.lstat().st_mtime_ns)
+            for path in records[keep:]:
+                if _is_ours(path):
+                    path.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> dict[str, int]:
@@ -131,11 +142,35 @@ def _identity(path: Path) -> dict[str, int]:
     }
 
 
-def _recall(note: Path, identity: dict[str, int]) -> str | None:
+def _record_name(identity: dict[str, int]) -> str:
+    return f"{identity['device']:x}-{identity['inode']:x}.json"
+
+
+def _write(record: Path, fields: dict[str, Any]) -> None:
+    part = record.with_name(f"{record.name}.{os.urandom(4).hex()}")
     try:
-        fields = json.loads(note.read_text(encoding="utf-8"))
-        checksum = fields.pop("xxh3_128")
-        fields.pop("path")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        part.write_text(json.dumps(fields, indent=1), encoding="utf-8")
+        part.replace(record)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _recall(record: Path) -> dict[str, Any] | None:
+    """What a record says; None if it is not certainly one of ours."""
+    try:
+        status = record.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            return None
+        known = json.loads(record.read_text(encoding="utf-8"))
+        named = _record_name(known)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return checksum if fields == identity and isinstance(checksum, str) else None
+    ours = known.keys() == _FIELDS and record.name.startswith(named)
+    return known if ours and re.fullmatch("[0-9a-f]{32}", str(known["xxh3_128"])) else None
+
+
+def _is_ours(record: Path) -> bool:
+    """Tell whether a file is a record, or the empty beginning of one."""
+    status = record.lstat()
+    begun = stat.S_ISREG(status.st_mode) and status.st_size == 0
+    return begun or _recall(record) is not None

@@ -8,9 +8,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest
+from ovtensor._disk import tolerated
+from ovtensor.cache.folder import content_of
+from ovtensor.cache.manifest import NAME, BrokenEntryError, Manifest, names_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ovtensor.cache.folder import CacheFolder
@@ -33,7 +36,7 @@ class CachedModel:
     key_fields : dict
         Its cache-key fields: everything that its content follows from.
     size : int
-        Bytes of all its files.
+        Bytes of its files; 0 if nothing proves that they are the cache's, and then they stay.
     created : str
         Time in ISO 8601, UTC; empty if that cannot be read.
     last_used : float
@@ -56,12 +59,14 @@ class CachedModel:
 
 def inventory(folder: CacheFolder) -> list[CachedModel]:
     """List the entries, the least recently used first."""
+    folder.check()
     found = [_describe(folder, key) for key in folder.keys()]  # noqa: SIM118
     return sorted((entry for entry in found if entry), key=lambda entry: entry.last_used)
 
 
 def problems(folder: CacheFolder) -> dict[str, str]:
     """Find what is wrong with entries, by their keys; reads every byte."""
+    folder.check()
     found = {}
     for key in folder.keys():  # noqa: SIM118
         path = folder.entry(key)
@@ -76,19 +81,30 @@ def problems(folder: CacheFolder) -> dict[str, str]:
 def prune(folder: CacheFolder, max_bytes: int) -> list[CachedModel]:
     """Remove what was used least recently and is not in use, until the rest is small enough."""
     # Each entry that is closed leads here: so manifests and locks wait until something has to go.
+    folder.check()
     if _total(folder) <= max_bytes:
         return []
-    entries = inventory(folder)
+    entries = [entry for entry in inventory(folder) if entry.size]
+    if entries:
+        folder.make()  # a folder may be missing by which they are taken away
     total = sum(entry.size for entry in entries)
-    removed = []
+    removed: list[CachedModel] = []
+    failure: OSError | None = None
     for entry in entries:
         if total <= max_bytes:
             break
-        if folder.take_away_unused(entry.key):
-            total -= entry.size
-            removed.append(entry)
-            what = entry.label or entry.key
-            _log.debug("removed %s, used least recently, for max_bytes is %d", what, max_bytes)
+        try:
+            gone = folder.take_away_unused(entry.key)
+        except OSError as error:
+            failure = error
+        else:
+            if gone:
+                total -= entry.size
+                removed.append(entry)
+                what = entry.label or entry.key
+                _log.debug("removed %s, used least recently, for max_bytes is %d", what, max_bytes)
+    if failure is not None:
+        raise failure
     return removed
 
 
@@ -96,7 +112,6 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
     path = folder.entry(key)
     manifest, problem = None, None
     try:
-        size = _size(path)
         try:
             manifest = Manifest.read(path)
         except BrokenEntryError as error:
@@ -105,7 +120,7 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
             key=key,
             label=manifest.label if manifest else "",
             key_fields=manifest.key_fields if manifest else {},
-            size=size,
+            size=_bytes(path / name for name in names_of(path)),
             created=manifest.created if manifest else "",
             last_used=(path / NAME if manifest else path).lstat().st_mtime,
             in_use=folder.in_use(key),
@@ -116,14 +131,17 @@ def _describe(folder: CacheFolder, key: str) -> CachedModel | None:
 
 
 def _total(folder: CacheFolder) -> int:
+    """Bytes of all files that can be of entries, without a look into manifests."""
     total = 0
     for key in folder.keys():  # noqa: SIM118
-        with contextlib.suppress(FileNotFoundError):  # it was taken away meanwhile
-            total += _size(folder.entry(key))
+        with tolerated("an entry is not counted"):
+            total += _bytes(content_of(folder.entry(key)))
     return total
 
 
-def _size(path: Path) -> int:
-    """Bytes of an entry's files."""
-    files = path.iterdir() if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files)
+def _bytes(files: Iterable[Path]) -> int:
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.lstat().st_size
+    return total

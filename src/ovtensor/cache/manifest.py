@@ -8,9 +8,11 @@ import datetime as dt
 import hashlib
 import json
 import platform
+import re
 import stat
 from typing import TYPE_CHECKING, Any
 
+from ovtensor._disk import open_to_others
 from ovtensor.cache.fingerprints import hash_file
 from ovtensor.errors import InputError
 
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["BrokenEntryError", "Manifest", "key_of"]
+__all__ = ["BrokenEntryError", "Manifest", "is_key", "key_of", "names_of"]
 
 NAME = "manifest.json"
 _FORMAT = 2
-_KEY_DIGITS = 32
+_DIGITS = re.compile("[0-9a-f]{32}")  # of a key, and of a checksum
+_MOST_BYTES = 2**24
+_MOST_NESTED = 50
 _WRITERS = ("ovtensor", "openvino", "torch", "diffusers", "transformers")
 
 
@@ -40,24 +44,67 @@ def key_of(fields: Mapping[str, Any]) -> str:
     """
     _check_json(fields, "fields")
     text = json.dumps({"format": _FORMAT, "fields": fields}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def is_key(name: str) -> bool:
     """Tell whether a file name is the key of an entry."""
-    return len(name) == _KEY_DIGITS and set(name) <= set("0123456789abcdef")
+    return _DIGITS.fullmatch(name) is not None
 
 
-def _check_json(value: Any, where: str) -> None:
+def names_of(folder: Path) -> set[str]:
+    """The names of the files of an entry that its manifest proves to be the cache's own.
+
+    Of whatever format the manifest is; where it proves nothing there are none.
+    """
+    try:
+        stored = _stored(folder)
+    except BrokenEntryError:
+        return set()
+    names = stored.get("files")
+    is_table = isinstance(names, dict) and stored.get("key") == folder.name
+    return {NAME, *names} if is_table and names and all(map(_is_name, names)) else set()
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """What the manifest of an entry says; raises `BrokenEntryError` if it cannot be trusted."""
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise BrokenEntryError("it is no folder")
+        if reason := open_to_others(status):
+            raise BrokenEntryError(reason)
+        file = (folder / NAME).lstat()
+        if not stat.S_ISREG(file.st_mode) or file.st_size > _MOST_BYTES:
+            raise BrokenEntryError(f"{NAME} is no plain file of a sensible size")
+        stored = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BrokenEntryError(f"it has no {NAME}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise BrokenEntryError(f"{NAME} cannot be read: it is no table")
+    return stored
+
+
+def _is_name(name: str) -> bool:
+    """Tell whether a file of an entry can have this name: none that leads out of its folder."""
+    leads_out = not name.strip(".") or set(name) & set('/\\:*?"<>|')
+    return name.isprintable() and name != NAME and not leads_out
+
+
+def _check_json(value: Any, where: str, nested: int = 0) -> None:
     """Refuse what JSON would write like something else, as it does with ``{1: ...}``."""
+    if nested > _MOST_NESTED:
+        raise InputError(f"the fields are nested more than {_MOST_NESTED} times")
     if isinstance(value, dict):
         for key, entry in value.items():
             if type(key) is not str:
                 raise InputError(f"the key {key!r} in {where} is no string")
-            _check_json(entry, f"{where}[{key!r}]")
+            _check_json(entry, f"{where}[{key!r}]", nested + 1)
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
-            _check_json(entry, f"{where}[{index}]")
+            _check_json(entry, f"{where}[{index}]", nested + 1)
     elif value is not None and type(value) not in (str, int, float, bool):
         raise InputError(f"{where} is a {type(value).__qualname__}, which JSON does not have")
     elif value != value or value in (float("inf"), float("-inf")):
@@ -111,7 +158,7 @@ class Manifest:
             If there is none, or anything but plain files.
         """
         paths = sorted(folder.iterdir())
-        odd = [path.name for path in paths if not _is_plain(path) or path.name == NAME]
+        odd = [path.name for path in paths if not (_is_plain(path) and _is_name(path.name))]
         if odd or not paths:
             found = f"{', '.join(odd)}, which cannot be in one" if odd else "no file at all"
             raise InputError(f"an entry of the cache is made of plain files, but there is {found}")
@@ -141,19 +188,13 @@ class Manifest:
         BrokenEntryError
             If it is missing, unreadable, or of another entry.
         """
-        if folder.is_symlink() or not folder.is_dir():
-            raise BrokenEntryError("it is no folder")
+        stored = _stored(folder)
+        if stored.pop("format", None) != _FORMAT:
+            raise BrokenEntryError(f"{NAME} is of another format")
         try:
-            if not _is_plain(folder / NAME):
-                raise BrokenEntryError(f"{NAME} is no plain file")
-            stored = json.loads((folder / NAME).read_text(encoding="utf-8"))
-            if stored.pop("format") != _FORMAT:
-                raise BrokenEntryError(f"{NAME} is of another format")
             manifest = cls(**stored)
             expected = key_of(manifest.key_fields)
-        except FileNotFoundError:
-            raise BrokenEntryError(f"it has no {NAME}") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (TypeError, InputError, UnicodeError) as error:
             raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
         if not folder.name == manifest.key == expected:
             raise BrokenEntryError(f"{NAME} is that of another entry")
@@ -161,14 +202,22 @@ class Manifest:
         return manifest
 
     def _check_form(self) -> None:
-        try:
-            for name, file in self.files.items():
-                int(file["size"]), str(file["xxh3_128"])
-                # A name with a separator, a drive or dots would lead out of the folder.
-                if not name.strip(".") or set(name) & set('/\\:*?"<>|\0'):
-                    raise BrokenEntryError(f"{NAME} names a file {name!r}")
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise BrokenEntryError(f"{NAME} cannot be read: {error}") from error
+        texts = isinstance(self.label, str) and isinstance(self.created, str)
+        if not (texts and isinstance(self.versions, dict) and isinstance(self.files, dict)):
+            raise BrokenEntryError(f"{NAME} cannot be read: it has other types than were written")
+        if not self.files:
+            raise BrokenEntryError(f"{NAME} names no files")
+        for name, file in self.files.items():
+            if not _is_name(name):
+                raise BrokenEntryError(f"{NAME} names a file {name!r}")
+            sound = (
+                isinstance(file, dict)
+                and type(file.get("size")) is int
+                and isinstance(file.get("xxh3_128"), str)
+                and _DIGITS.fullmatch(file["xxh3_128"])
+            )
+            if not sound:
+                raise BrokenEntryError(f"{NAME} cannot be read: {name!r} is {file!r}")
 
     def check(self, folder: Path) -> None:
         """Compare every byte of the entry with its checksums.

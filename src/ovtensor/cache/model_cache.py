@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from ovtensor._disk import tolerated
+from ovtensor._disk import checked_path, tolerated
 from ovtensor.cache.entries import Entries, FolderError
 from ovtensor.cache.fingerprints import FileFingerprints, hash_tensors
 from ovtensor.cache.folder import CacheFolder
@@ -20,6 +19,7 @@ from ovtensor.errors import CacheWarning, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
 __all__ = ["ModelCache"]
 
@@ -69,11 +69,13 @@ class ModelCache:
                 "ovtensor", appauthor=False
             )
         try:
-            self.path = Path(path).expanduser().absolute()
+            self.path = checked_path(path).absolute()
         except TypeError:
             raise InputError(
                 f"a cache is kept in a folder, which a {type(path).__qualname__} does not name"
             ) from None
+        except ValueError as error:
+            raise InputError(f"{str(path)!r} cannot be the folder of a cache: {error}") from None
         self.max_bytes = max_bytes
         self._folder = CacheFolder(self.path)
         self._fingerprints = FileFingerprints(self._folder.files)
@@ -162,9 +164,11 @@ class ModelCache:
         OSError
             If a file cannot be read.
         """
+        known = FileFingerprints(None)
         with tolerated("no file's hash is remembered"):  # `open` will warn of it
             self._folder.make()
-        return self._fingerprints.of_files(files)
+            known = self._fingerprints
+        return known.of_files(files)
 
     def fingerprint_tensors(self, tensors: Iterable[tuple[str, Any]]) -> str:
         """Return a hash of tensors' names, element types, shapes and bytes, in their order.
@@ -182,7 +186,7 @@ class ModelCache:
         Raises
         ------
         OSError
-            If the folder is there and cannot be read.
+            If the folder is there and cannot be read, or is not this user's alone.
         """
         return inventory(self._folder)
 
@@ -194,6 +198,11 @@ class ModelCache:
         dict
             Keys of broken entries, and what is wrong with each. They are made anew when they are
             next needed.
+
+        Raises
+        ------
+        OSError
+            As :meth:`entries` does.
         """
         return problems(self._folder)
 
@@ -208,12 +217,14 @@ class ModelCache:
         Returns
         -------
         list of CachedModel
-            What was removed. Entries that a living process uses are not.
+            What was removed: nothing that a living process uses, or that is not provably the
+            cache's own.
 
         Raises
         ------
         OSError
-            If the folder cannot be read or changed.
+            If the folder cannot be read, is not this user's alone, or an entry cannot be removed;
+            the others are.
         """
         return prune(self._folder, self.max_bytes if max_bytes is None else max_bytes)
 
@@ -223,7 +234,12 @@ class ModelCache:
         Returns
         -------
         list of CachedModel
-            What was removed.
+            What was removed; see :meth:`prune`.
+
+        Raises
+        ------
+        OSError
+            As :meth:`prune` does.
         """
         removed = self.prune(0)
         self._fingerprints.forget(keep=0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ovtensor._disk import remove, temporary_folder
-from ovtensor.cache.locks import Hold, try_hold
+from ovtensor._disk import remove, temporary_folder, tolerated
+from ovtensor.cache.locks import Hold, is_lock, try_hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -196,8 +196,9 @@ def _lock_of(folder: Path) -> Path:
 def _sweep(parent: Path) -> None:
     """Remove the folders of processes that are gone: those whose lock nobody holds."""
     for path in parent.glob(f"{_SCRATCH}*.lock"):
-        with contextlib.suppress(OSError):
-            if hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid():
+        with tolerated("what a killed process left stays"):
+            ours = re.fullmatch(_SCRATCH + "[0-9a-f]{16}", path.stem) and is_lock(path)
+            if not ours or (hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid()):
                 continue
             if (hold := try_hold(path)) is not None:
                 remove(path.with_suffix(""))

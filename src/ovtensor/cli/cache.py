@@ -98,9 +98,12 @@ def _removed(cache: ModelCache, removed: list[CachedModel], args: argparse.Names
         )
         return 0
     print(_total(removed, "removed"))
-    if left:
-        in_use = sum(entry.in_use for entry in left)
-        print(_total(left, "left") + (f", {in_use} of them in use" if in_use else ""))
+    if ours := [entry for entry in left if entry.size]:
+        in_use = sum(entry.in_use for entry in ours)
+        print(_total(ours, "left") + (f", {in_use} of them in use" if in_use else ""))
+    for entry in left:
+        if not entry.size:
+            print(f"{entry.key}  stays, for nothing proves it to be an entry: {entry.problem}")
     return 0
 
 
