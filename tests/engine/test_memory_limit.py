@@ -92,7 +92,7 @@ def test_the_environment_says_it_for_all_that_say_nothing(monkeypatch):
 @pytest.mark.parametrize("word", ["8GB", "-1", "0", "1.5", "\N{SUPERSCRIPT TWO}"])
 def test_a_word_that_is_no_number_of_bytes(word, monkeypatch):
     monkeypatch.setenv(_memory.LIMIT, word)
-    with pytest.raises(InputError, match="OVTENSOR_MEMORY_LIMIT is .*positive number of bytes"):
+    with pytest.raises(InputError, match=r"OVTENSOR_MEMORY_LIMIT is .*positive number of bytes"):
         MemoryPolicy().total()
 
 

@@ -104,12 +104,6 @@ def origin(node):
     return node
 
 
-def origin(node):
-    while node.get_type_name() in ("Convert", "ConvertLike"):
-        node = node.input_value(0).get_node()
-    return node
-
-
 def test_nothing_is_multiplied_by_one_or_divided_by_it(pipe):
     for part, name, module in every_graph(pipe):
         model = convert.convert(part.make(name, module))
