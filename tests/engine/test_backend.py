@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 import ovtensor
+from engine_graphs import properties
 from ovtensor import Backend
-from ovtensor.engine import backend as spec
-from ovtensor.engine.compiled import properties
+from ovtensor.engine import devices
+from ovtensor.engine.backend import resolve
+from ovtensor.engine.devices import properties_of
 from ovtensor.errors import BackendError, MissingExtraError
 
 
+class Machine:
+    """An OpenVINO that has devices which are not here; they have to be made up."""
+
+    def __init__(self, capabilities: dict[str, set[str]]) -> None:
+        self.capabilities = capabilities
+
+    @property
+    def available_devices(self) -> list[str]:
+        return [*self.capabilities]
+
+    def get_property(self, device: str, name: str) -> object:
+        able = self.capabilities.get(device) or self.capabilities[f"{device}.0"]
+        told = {
+            "OPTIMIZATION_CAPABILITIES": able,
+            "FULL_DEVICE_NAME": "a device of this test",
+        }
+        return told[name]
+
+
 @pytest.fixture
-def devices(monkeypatch):
-    """What devices say of themselves; those that are not here have to be made up."""
-    told: dict[str, set[str]] = {}
-    monkeypatch.setattr(spec, "_device_capabilities", lambda name: frozenset(told[name]))
-    monkeypatch.setattr(spec, "_device_name", lambda _name: "a device of this test")
-    return told
+def machine(monkeypatch):
+    """Devices by their names, with what each can compute in."""
+    here = Machine({"CPU": {"FP32"}, "GPU.0": {"FP32", "FP16"}, "GPU.1": {"FP32", "FP16"}})
+    monkeypatch.setattr(devices, "core", lambda: here)
+    return here.capabilities
 
 
 @pytest.mark.parametrize(
-    ("device", "capabilities", "unet", "vae"),
+    ("device", "capabilities", "native", "wide"),
     [
         ("CPU", {"FP32", "BF16"}, "bf16", "f32"),
         ("CPU", {"FP32"}, "f32", "f32"),
@@ -33,14 +51,15 @@ def devices(monkeypatch):
         ("AUTO:GPU,CPU", set(), "f32", "f32"),
     ],
 )
-def test_auto_precision(device, capabilities, unet, vae, devices):
-    devices[device] = capabilities
+def test_auto_precision(device, capabilities, native, wide, machine):
+    if capabilities:
+        machine[device] = capabilities
     backend = Backend("openvino", device)
-    assert spec.resolve(backend, "unet").precision == unet
-    settled = spec.resolve(backend, "vae")
-    assert settled.precision == vae
-    # A device whose own default is f16 computes the VAE in f32 only if it is told to.
-    assert properties(settled)["INFERENCE_PRECISION_HINT"] == vae
+    assert resolve(backend).precision == native
+    settled = resolve(backend, prefer_f32=True)
+    assert settled.precision == wide
+    # A device whose own default is f16 computes a VAE in f32 only if it is told to.
+    assert properties(settled)["INFERENCE_PRECISION_HINT"] == wide
 
 
 @pytest.mark.parametrize(
@@ -59,15 +78,14 @@ def test_auto_precision(device, capabilities, unet, vae, devices):
         ("MULTI:CPU(2),GPU.1(4)", True),
     ],
 )
-def test_shapes_are_static_where_a_gpu_may_compute(device, static, devices, monkeypatch):
-    here = SimpleNamespace(available_devices=["CPU", "GPU.0", "GPU.1"])
-    monkeypatch.setattr(spec, "core", lambda: here)
-    devices[device] = {"FP32", "FP16"}
+def test_shapes_are_static_where_a_gpu_may_compute(device, static, machine):
+    if device == "NPU":  # else AUTO could run on it, too
+        machine[device] = {"FP16"}
     backend = Backend("openvino", device)
-    assert spec.resolve(backend, "unet").static_shapes is static
+    assert resolve(backend).static_shapes is static
     for wanted in (False, True):
         backend = Backend("openvino", device, static_shapes=wanted)
-        assert spec.resolve(backend, "unet").static_shapes is wanted
+        assert resolve(backend).static_shapes is wanted
 
 
 def test_auto_does_not_begin_on_another_device():
@@ -95,12 +113,12 @@ def test_properties_of_the_caller():
         Backend("torch", properties={"NUM_STREAMS": 1})
 
 
-def test_a_precision_that_a_device_lacks(devices):
-    devices["NPU"] = {"FP16", "INT8"}
+def test_a_precision_that_a_device_lacks(machine):
+    machine["NPU"] = {"FP16", "INT8"}
     with pytest.raises(
         BackendError, match=r'NPU \(a device .*\) does not execute f32; it has "f16"'
     ):
-        spec.resolve(Backend("openvino", "NPU", precision="f32"), "vae")
+        resolve(Backend("openvino", "NPU", precision="f32"), prefer_f32=True)
 
 
 def test_a_package_that_is_missing_is_named_before_anything_is_loaded(monkeypatch):
@@ -110,5 +128,15 @@ def test_a_package_that_is_missing_is_named_before_anything_is_loaded(monkeypatc
 
 
 def test_virtual_devices_say_nothing_of_themselves():
-    assert spec.device_properties("AUTO:CPU") == {}
-    assert spec.device_properties("CPU")["FULL_DEVICE_NAME"]
+    assert properties_of("AUTO:CPU") == {}
+    assert properties_of("CPU")["FULL_DEVICE_NAME"]
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("device", ["NPU", "GPU.2", "AUTO:NPU,CPU", "MULTI:CPU,TPU(2)"])
+def test_a_device_that_is_not_here(device):
+    with pytest.raises(
+        BackendError, match=r"has no device '(NPU|GPU\.2|TPU)' here; it has \"CPU\""
+    ) as caught:
+        resolve(Backend("openvino", device))
+    assert caught.value.device in ("NPU", "GPU.2", "TPU")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
 
-from ovtensor.engine import convert as ir
-from ovtensor.engine.passes.gated import split_gates
-from ovtensor.pipelines import graphs
+from engine_graphs import kinds
+from ovtensor.engine import convert
+from ovtensor.engine.passes.gated import SplitGates
+from ovtensor.pipelines.kinds.unet2d import unet_graph
 from sdxl_scenes import load
+
+
+def split_gates(module: torch.nn.Module) -> None:
+    SplitGates("f32").on_module(module, Path())
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,7 +45,7 @@ def test_a_class_of_its_own_is_converted_as_it_is():
     assert [type(part) for part in module] == [Other, GEGLU]
 
 
-def test_what_somebody_altered_is_converted_as_it_is():
+def test_what_was_altered_is_converted_as_it_is():
     """As offloading does, and the older kind of weight norm."""
     own, hooked, before = GEGLU(4, 4), GEGLU(4, 4), GEGLU(4, 4)
     own.forward = own.proj.forward
@@ -62,6 +68,6 @@ def test_nothing_is_split_in_a_converted_unet():
     unet = copy.deepcopy(load().unet)
     assert any(type(part) is GEGLU for part in unet.modules())
     split_gates(unet)
-    kinds = {op.get_type_name() for op in ir.convert(graphs.unet_graph(unet)).get_ops()}
-    assert "Gelu" in kinds
-    assert not kinds & {"Split", "VariadicSplit", "Chunk"}
+    found = kinds(convert.convert(unet_graph("unet", unet)))
+    assert "Gelu" in found
+    assert not found & {"Split", "VariadicSplit", "Chunk"}

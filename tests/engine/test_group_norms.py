@@ -7,13 +7,12 @@ import openvino as ov
 import pytest
 import torch
 
+import engine_graphs
 from devices import needs_bf16
+from engine_graphs import CONVOLUTIONAL, EVERY_STEP, kinds, picture, plan_of
 from ovtensor import Backend
-from ovtensor.engine import convert as ir
-from ovtensor.engine import opening
 from ovtensor.engine.passes import group_norms
-from ovtensor.engine.passes.group_norms import keep_precise, sum_by_channel
-from ovtensor.pipelines import graphs
+from ovtensor.engine.passes.group_norms import GroupNorms
 
 needs_sums_in_bf16 = pytest.mark.skipif(
     not group_norms.HOLD_IN_BFLOAT16, reason="this OpenVINO does not run the sums in bfloat16"
@@ -40,19 +39,15 @@ class Normed(torch.nn.Module):
 
 
 def converted(module, shape=(-1, 4, -1, -1)) -> ov.Model:
-    given = graphs.GraphInput("x", shape, torch.zeros([5 if n < 0 else n for n in shape]))
-    return ir.convert(graphs.Graph("normed", module.eval(), (given,), len, lambda: ()))
-
-
-def kinds(model) -> set[str]:
-    return {node.get_type_name() for node in model.get_ops()}
+    return engine_graphs.converted(module, picture(*shape))
 
 
 def computed(model, x, folder, precision="f32"):
-    sum_by_channel(model)
+    sums = GroupNorms(precision)
+    sums.on_model(model)
     assert not kinds(model) & {"GroupNormalization", "MVN"}
     ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    keep_precise(folder / "model.xml")
+    sums.on_file(folder / "model.xml")
     hint = {"INFERENCE_PRECISION_HINT": precision}
     return ov.Core().compile_model(folder / "model.xml", "CPU", hint)([x.numpy()])[0]
 
@@ -137,25 +132,28 @@ def test_what_is_not_finite_stays_so(value, precision, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("graph", "backend", "tuned"),
+    ("traits", "backend", "done"),
     [
-        ("vae_decoder", Backend("openvino", precision="f32"), True),
-        ("vae_encoder", Backend("openvino", precision="bf16"), True),
-        ("vae_decoder", Backend("openvino", precision="bf16", weights="int8"), True),
-        ("vae_decoder", Backend("openvino", precision="f16"), False),
-        ("vae_decoder", Backend("openvino", "GPU", precision="f32"), False),
-        ("unet", Backend("openvino", precision="f32"), False),
+        (CONVOLUTIONAL, Backend("openvino", precision="f32"), True),
+        (CONVOLUTIONAL, Backend("openvino", precision="bf16"), True),
+        (CONVOLUTIONAL, Backend("openvino", precision="bf16", weights="int8"), True),
+        (CONVOLUTIONAL, Backend("openvino", precision="f16"), False),
+        (CONVOLUTIONAL, Backend("openvino", "GPU", precision="f32"), False),
+        (EVERY_STEP, Backend("openvino", precision="f32"), False),
     ],
 )
-def test_where_it_is_done(graph, backend, tuned, monkeypatch):
+def test_where_it_is_done(traits, backend, done, monkeypatch):
     monkeypatch.setattr(group_norms, "HOLD_IN_BFLOAT16", True)
-    assert opening._is_tuned(graph, backend) is tuned
+    passes = plan_of(backend, traits).passes
+    assert ("group_norms" in passes) is done
+    assert ("upsample" in passes) is done
 
 
 def test_where_older_releases_of_openvino_do_it(monkeypatch):
     monkeypatch.setattr(group_norms, "HOLD_IN_BFLOAT16", False)
-    assert opening._is_tuned("vae_decoder", Backend("openvino", precision="f32"))
-    assert not opening._is_tuned("vae_decoder", Backend("openvino", precision="bf16"))
+    for precision, done in (("f32", True), ("bf16", False)):
+        plan = plan_of(Backend("openvino", precision=precision), CONVOLUTIONAL)
+        assert ("group_norms" in plan.passes) is done
 
 
 class Residual(torch.nn.Module):
@@ -185,5 +183,5 @@ class Residual(torch.nn.Module):
 def test_other_norms_are_left_alone(module, shape):
     """Those of pictures that are kept in no certain layout; others are in no VAE."""
     model = converted(module, shape)
-    sum_by_channel(model)
+    GroupNorms("f32").on_model(model)
     assert "GroupNormalization" in kinds(model)

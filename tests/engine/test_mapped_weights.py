@@ -13,9 +13,12 @@ from diffusers.models.activations import GEGLU
 
 import ovtensor
 from child import needs_proc, numbers
+from engine_graphs import EVERY_STEP, plan_of
 from ovtensor import Backend
-from ovtensor.engine import compiled
-from ovtensor.engine import mapped_weights as mapped
+from ovtensor.engine import MemoryPolicy, compiled
+from ovtensor.engine.graph import NO_TRAITS
+from ovtensor.engine.passes import mapped_weights
+from ovtensor.engine.passes.mapped_weights import MappedWeights
 from sdxl_scenes import SCENES, draw, load
 
 MAPS = Path("/proc/self/maps")
@@ -30,7 +33,7 @@ def mapped_files():
 @pytest.fixture
 def scarce(monkeypatch):
     """Little enough memory for the embedded UNet to be a large one."""
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 0)
+    monkeypatch.setenv("OVTENSOR_MEMORY_LIMIT", "1")
 
 
 @pytest.mark.parametrize(
@@ -45,22 +48,25 @@ def scarce(monkeypatch):
         (Backend("openvino", "AUTO:CPU", precision="f32"), False),
     ],
 )
-def test_where_they_stay(backend, stay, monkeypatch):
+def test_where_they_stay(backend, stay):
     weights = 1000
     size = {"f32": 4}.get(backend.precision, 2) * weights
-    assert mapped.stay_mapped("text_encoder", weights, backend) is stay
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 100 * size)
-    assert mapped.stay_mapped("unet", weights, backend) is False
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 100 * size - 100)
-    assert mapped.stay_mapped("unet", weights, backend) is stay
+
+    def mapped(traits, limit=None):
+        plan = plan_of(backend, traits, size=weights, memory=MemoryPolicy(limit))
+        return "mapped_weights" in plan.passes
+
+    assert mapped(NO_TRAITS) is stay
+    assert mapped(EVERY_STEP, 100 * size) is False
+    assert mapped(EVERY_STEP, 100 * size - 100) is stay
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_pictures_are_those_of_constants(static, monkeypatch):
     backend = Backend("openvino", precision="f32", static_shapes=static)
     pictures = []
-    for limit in (0, sys.maxsize):
-        monkeypatch.setattr(mapped, "memory_limit", lambda limit=limit: limit)
+    for limit in (1, sys.maxsize):
+        monkeypatch.setenv("OVTENSOR_MEMORY_LIMIT", str(limit))
         with ovtensor.split_backends(load(), unet=backend, vae=F32, text_encoders=F32) as pipe:
             pictures.append(draw(pipe, SCENES[0], num_inference_steps=4))
     # No byte was seen to differ; but sums in another order can tip a value on the edge.
@@ -78,33 +84,34 @@ def test_all_linear_layers_are_taken_out(tmp_path):
         row = lent.ovtensor.report().to_dict()["unet"]
     gated = [part for part in pipe.unet.modules() if isinstance(part, GEGLU)]
     (folder,) = (path.parent for path in tmp_path.rglob(compiled.MODEL))
-    weights = mapped.tensors(folder)
+    weights = mapped_weights.tensors(folder)
     assert len(weights) == len(layers) + len(gated)  # whose halves are layers of their own
     assert sum(weight.byte_size for weight in weights.values()) == sum(
         layer.weight.nbytes for layer in layers
     )
-    files = [folder / compiled.WEIGHTS, *mapped.files(folder)]
+    files = [folder / compiled.WEIGHTS, *mapped_weights.files(folder)]
     assert row["weight_bytes"] == sum(path.stat().st_size for path in files)
 
 
 @pytest.mark.usefixtures("scarce")
 @pytest.mark.parametrize("unknown", ["in the graph", "in the file"])
 def test_a_layer_that_only_one_of_both_has(unknown, monkeypatch):
-    write, take_out = mapped.write, mapped.take_out
+    on_module, on_model = MappedWeights.on_module, MappedWeights.on_model
 
-    def write_all_but_one(parts, *args):
-        linear = [part for part in parts if type(part) is torch.nn.Linear]
-        return write(linear[1:], *args)
+    def write_all_but_one(self, module, folder):
+        linear = [part for part in module.modules() if type(part) is torch.nn.Linear]
+        on_module(self, torch.nn.ModuleList(linear[1:]), folder)
 
-    def take_all_but_one(model, places):
-        take_out(model, dict(list(places.items())[1:]))
+    def take_all_but_one(self, model):
+        self._places = dict(list(self._places.items())[1:])
+        on_model(self, model)
 
     pictures = []
     for changed in (False, True):
         if changed and unknown == "in the graph":
-            monkeypatch.setattr(mapped, "write", write_all_but_one)
+            monkeypatch.setattr(MappedWeights, "on_module", write_all_but_one)
         elif changed:
-            monkeypatch.setattr(mapped, "take_out", take_all_but_one)
+            monkeypatch.setattr(MappedWeights, "on_model", take_all_but_one)
         with ovtensor.split_backends(load(), **ALL) as pipe:
             pictures.append(draw(pipe, SCENES[0], num_inference_steps=2))
     difference = np.abs(pictures[0].astype(int) - pictures[1].astype(int))
@@ -117,12 +124,12 @@ def test_layers_that_share_their_weights(tmp_path):
     alike.weight = torch.nn.Parameter(one.weight.detach(), requires_grad=False)
     part.weight = torch.nn.Parameter(one.weight[:4].detach(), requires_grad=False)
     expected = one.weight.detach().bfloat16()
-    mapped.write([one, tied, alike, part], torch.bfloat16, tmp_path)
+    MappedWeights("bf16").on_module(torch.nn.ModuleList([one, tied, alike, part]), tmp_path)
     assert one.weight is tied.weight
     assert one.weight.data_ptr() == alike.weight.data_ptr()
     for layer, weight in ((one, expected), (alike, expected), (part, expected[:4])):
         assert torch.equal(layer.weight, weight)
-    sizes = {name: list(tensor.shape) for name, tensor in mapped.tensors(tmp_path).items()}
+    sizes = {name: list(tensor.shape) for name, tensor in mapped_weights.tensors(tmp_path).items()}
     assert sizes == {"weight.0": [8, 6], "weight.1": [4, 6]}
 
 
@@ -132,7 +139,7 @@ def test_casting_takes_the_memory_of_one_file():
         import ctypes, sys, tempfile, torch
         from pathlib import Path
         from safetensors.torch import load_file, save_file
-        from ovtensor.engine import mapped_weights as mapped
+        from ovtensor.engine.passes import mapped_weights as mapped
 
         M_MMAP_THRESHOLD = -3  # glibc would keep some of what is freed, now more and now less
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
@@ -143,7 +150,7 @@ def test_casting_takes_the_memory_of_one_file():
             save_file(*args)
 
         mapped._FILE_BYTES, mapped.save_file = 2**24, watched
-        dtype = getattr(torch, sys.argv[1])
+        precision, dtype = sys.argv[1], getattr(torch, sys.argv[2])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "checkpoint.safetensors")
             save_file({str(n): torch.randn(1024, 4096).half() for n in range(24)}, path)
@@ -151,13 +158,14 @@ def test_casting_takes_the_memory_of_one_file():
             for layer, weight in zip(layers, load_file(path).values()):
                 layer.weight = torch.nn.Parameter(weight, requires_grad=False)
             before = anonymous()
-            mapped.write(layers, dtype, Path(folder))
+            mapping = mapped.MappedWeights(precision)
+            mapping.on_module(torch.nn.ModuleList(layers), Path(folder))
             print(max(*held, anonymous()) - before)
             stored = load_file(path).values()
             same = [layer.weight.equal(one.to(dtype)) for layer, one in zip(layers, stored)]
             print(int(all(same)), len(mapped.files(Path(folder))))
     """
-    grown, same, files = numbers(script, 3, "bfloat16")
+    grown, same, files = numbers(script, 3, "bf16", "bfloat16")
     assert (same, files) == (1, 12)
     assert 16 << 20 <= grown < 20 << 20  # one file of twelve
 
@@ -196,13 +204,12 @@ def test_nothing_is_mapped_after_the_block():
 
 # What a picture takes with a UNet that has 100 MB in linear layers.
 _MEMORY = """
-    import sys, torch, ovtensor
+    import os, sys, torch, ovtensor
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from ovtensor import Backend
-    from ovtensor.engine import mapped_weights as mapped
-    from ovtensor.engine import runners
+    from ovtensor.engine import MemoryPolicy
 
-    runners.memory_is_scarce = lambda: True  # so that what was computed in does not blur it
+    MemoryPolicy.is_scarce = lambda self: True  # so that what was computed in does not blur it
     own = StableDiffusionXLPipeline.from_pretrained(ovtensor.tiny_sdxl_path())
     config = {
         **own.unet.config,
@@ -218,8 +225,8 @@ _MEMORY = """
     own.to(torch.float16).save_pretrained(sys.argv[1])
     del own, linear
     kinds = dict(unet=Backend("openvino", precision="f32"), vae="torch", text_encoders="torch")
-    for limit in (0, sys.maxsize):
-        mapped.memory_limit = lambda: limit
+    for limit in (1, sys.maxsize):
+        os.environ["OVTENSOR_MEMORY_LIMIT"] = str(limit)
         with ovtensor.sdxl_pipeline(sys.argv[1], **kinds, progress=False) as pipe:
             pipe("a small red circle", num_inference_steps=1)
             drawn = anonymous()

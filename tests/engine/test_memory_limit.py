@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from ovtensor.engine import memory as _memory
+from ovtensor.engine.memory import MemoryPolicy
+from ovtensor.errors import InputError
 
 GIGABYTE = 2**30
 V1 = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
@@ -19,7 +21,7 @@ V2 = Path("/sys/fs/cgroup"), "memory.max"
 
 def limit_with(files: dict[str, str], monkeypatch) -> int:
     monkeypatch.setattr(_memory, "_text", lambda path: files.get(path.as_posix(), ""))
-    return _memory.memory_limit.__wrapped__()
+    return _memory._system_limit.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,40 @@ def test_a_real_group():
     pytest.skip("this process may not make control groups")
 
 
-def test_memory_is_scarce_from_a_third_of_it_on(monkeypatch):
+def test_memory_is_scarce_from_a_third_of_it_on():
     resident = psutil.Process().memory_info().rss
-    monkeypatch.setattr(_memory, "memory_limit", lambda: 2 * resident)
-    assert _memory.memory_is_scarce()
-    monkeypatch.setattr(_memory, "memory_limit", lambda: 4 * resident)
-    assert not _memory.memory_is_scarce()
+    assert MemoryPolicy(2 * resident).is_scarce()
+    assert not MemoryPolicy(4 * resident).is_scarce()
+
+
+def test_the_environment_says_it_for_all_that_say_nothing(monkeypatch):
+    monkeypatch.setenv(_memory.LIMIT, " 5000 ")
+    assert MemoryPolicy().total() == _memory.memory_limit() == 5000
+    assert MemoryPolicy(7000).total() == 7000
+    monkeypatch.setenv(_memory.LIMIT, " ")
+    assert MemoryPolicy().total() > GIGABYTE
+
+
+@pytest.mark.parametrize("word", ["8GB", "-1", "0", "1.5", "\N{SUPERSCRIPT TWO}"])
+def test_a_word_that_is_no_number_of_bytes(word, monkeypatch):
+    monkeypatch.setenv(_memory.LIMIT, word)
+    with pytest.raises(InputError, match=r"OVTENSOR_MEMORY_LIMIT is .*positive number of bytes"):
+        MemoryPolicy().total()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"limit": 0}, "positive number of bytes, not 0"),
+        ({"limit": -5}, "positive number of bytes, not -5"),
+        ({"limit": 1e9}, "positive number of bytes, not 1000000000.0"),
+        ({"limit": True}, "positive number of bytes, not True"),
+        ({"map_weights": -0.1}, "map_weights is a part of the memory, such as 0.2, not -0.1"),
+        ({"file_weights": "0.5"}, "file_weights is a part of the memory"),
+        ({"free_activations": None}, "free_activations is a part of the memory"),
+        ({"free_activations": float("nan")}, "free_activations is a part of the memory"),
+    ],
+)
+def test_a_policy_that_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        MemoryPolicy(**given)

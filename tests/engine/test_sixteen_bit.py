@@ -10,9 +10,8 @@ import torch
 
 import ovtensor
 from devices import needs_bf16
+from engine_graphs import plan_of
 from ovtensor import Backend
-from ovtensor.engine import mapped_weights as mapped
-from ovtensor.engine import opening
 from ovtensor.pipelines import sources
 from sdxl_scenes import SCENES, draw, load
 
@@ -35,7 +34,7 @@ def wide(model):
     own = load()
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         source = sources.folder_sources(model)[name]
-        setattr(own, name, source.load(torch.float32, ()))
+        setattr(own, name, source.load(torch.float32))
     with ovtensor.split_backends(own, **ALL) as pipe:
         pictures = [draw(pipe, scene, num_inference_steps=4) for scene in SCENES[:2]]
         return pictures, {row.component: row.weight_bytes for row in pipe.ovtensor.report()}
@@ -56,18 +55,18 @@ def test_every_byte_is_that_of_wide_weights(model, wide, tmp_path):
 
 @needs_bf16
 def test_float16_is_cast_to_bfloat16_in_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "memory_limit", lambda: 0)  # the embedded UNet counts as large
+    monkeypatch.setenv("OVTENSOR_MEMORY_LIMIT", "1")  # the embedded UNet counts as large
     stored = sources.folder_sources(model)
     bf16 = Backend("openvino", precision="bf16")
     kinds = {"unet": bf16, "vae": bf16, "text_encoders": bf16, "progress": False}
     loaded, load_folder = [], sources.FolderSource.load
 
-    def watched(self, dtype, loras):
+    def watched(self, dtype):
         loaded.append((self._name, dtype))
-        return load_folder(self, dtype, loras)
+        return load_folder(self, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr(opening.Opener, "_halves", lambda *_: None)
+        patch.setattr(sources.FolderSource, "sixteen_bit", None)
         with ovtensor.sdxl_pipeline(model, **kinds) as pipe:
             picture = draw(pipe, SCENES[0], num_inference_steps=4)
             sizes = {row.component: row.weight_bytes for row in pipe.ovtensor.report()}
@@ -78,17 +77,17 @@ def test_float16_is_cast_to_bfloat16_in_the_file(model, tmp_path, monkeypatch):
             rows = pipe.ovtensor.report()
             assert {row.component: row.weight_bytes for row in rows} == sizes
             assert {row.cache for row in rows} == {state}
-    assert {dtype for name, dtype in loaded if name != "vae"} == {stored["unet"].halves}
+    assert {dtype for name, dtype in loaded if name != "vae"} == {stored["unet"].sixteen_bit}
 
 
 def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):
     loaded = []
     load_folder = sources.FolderSource.load
 
-    def watched(self, dtype, loras):
+    def watched(self, dtype):
         if self._name == "vae":
             loaded.append(dtype)
-        return load_folder(self, dtype, loras)
+        return load_folder(self, dtype)
 
     monkeypatch.setattr(sources.FolderSource, "load", watched)
     for verify in (False, True):
@@ -100,7 +99,7 @@ def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):
 
 def test_what_a_folder_holds(model, tmp_path):
     found = sources.folder_sources(model)
-    dtypes = {source.halves for source in found.values()}
+    dtypes = {source.sixteen_bit for source in found.values()}
     assert len(dtypes) == 1
     assert dtypes <= {torch.float16, torch.bfloat16}
     unet = load(torch.float32).unet
@@ -109,11 +108,11 @@ def test_what_a_folder_holds(model, tmp_path):
     shutil.copy(model / "model_index.json", tmp_path)
     unet.save_pretrained(tmp_path / "unet")
     wide = sources.folder_sources(tmp_path)["unet"]
-    assert (wide.halves, wide.size) == (None, weights)
+    assert (wide.sixteen_bit, wide.size) == (None, weights)
     shutil.rmtree(tmp_path / "unet")
     unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
     pickled = sources.folder_sources(tmp_path)["unet"]
-    assert pickled.halves is None
+    assert pickled.sixteen_bit is None
     assert pickled.size == pytest.approx(2 * weights, rel=0.05)  # as if of 16 bits
 
 
@@ -121,11 +120,10 @@ def test_what_a_folder_holds(model, tmp_path):
     ("device", "kept"),
     [("CPU", True), ("AUTO:CPU", True), ("GPU", False), ("NPU", False), ("AUTO:GPU,CPU", False)],
 )
-def test_a_gpu_gets_wide_weights(device, kept, model):
-    """Importing what it has compiled of others ends the process (tests/sdxl/test_gpu.py)."""
-    opener = opening.Opener({}, None, None, None, None)
-    source = sources.folder_sources(model)["vae"]
-    backend = Backend("openvino", device, precision="f32")
-    found = opener._halves("vae_decoder", source, (), backend)
-    assert found is (source.halves if kept else None)
-    assert source.halves is not None
+def test_a_gpu_gets_wide_weights(device, kept):
+    """Importing what it has compiled of others ends the process (tests/pipelines/test_gpu.py)."""
+    for stored in (torch.float16, torch.bfloat16):
+        backend = Backend("openvino", device, precision="f32", static_shapes=False)
+        plan = plan_of(backend, stored=stored)
+        assert plan.stored_as == (str(stored).removeprefix("torch.") if kept else None)
+        assert plan.load_dtype == (stored if kept else torch.float32)

@@ -1,4 +1,4 @@
-"""Doubling and the convolution after it become one operator, and nothing else does."""
+"""Upsampling and the convolution after it become one operator, and nothing else does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ovtensor.engine import convert as ir
-from ovtensor.engine.passes.upsample import fold_doubling
-from ovtensor.pipelines import graphs
+from engine_graphs import converted, kinds, picture
+from ovtensor.engine import convert
+from ovtensor.engine.passes.upsample import FoldUpsample
+from ovtensor.pipelines.kinds.autoencoder_kl import decoder_graph
 from sdxl_scenes import load
 
 
-class Doubling(torch.nn.Module):
+class Upsample(torch.nn.Module):
     def __init__(self, kernel=3, stride=1, padding=1, groups=1, mode="nearest", factor=2.0):
         super().__init__()
         self.conv = torch.nn.Conv2d(6, 6, kernel, stride, padding, groups=groups)
@@ -25,13 +26,12 @@ class Doubling(torch.nn.Module):
         return self.conv(functional.interpolate(x, scale_factor=self.factor, mode=self.mode))
 
 
-def converted(module) -> ov.Model:
-    given = graphs.GraphInput("x", (-1, 6, -1, -1), torch.zeros(1, 6, 5, 4))
-    return ir.convert(graphs.Graph("doubling", module.eval(), (given,), len, lambda: ()))
+def fold(model: ov.Model) -> None:
+    FoldUpsample("f32").on_model(model)
 
 
-def kinds(model) -> set[str]:
-    return {node.get_type_name() for node in model.get_ops()}
+def model_of(module: torch.nn.Module) -> ov.Model:
+    return converted(module, picture(-1, 6, -1, -1))
 
 
 def computed(model, x):
@@ -42,9 +42,9 @@ def computed(model, x):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 7), (16, 9)])
 def test_it_computes_the_same(height, width):
     torch.manual_seed(0)
-    module = Doubling()
-    model = converted(module)
-    fold_doubling(model)
+    module = Upsample()
+    model = model_of(module)
+    fold(model)
     assert "ConvolutionBackpropData" in kinds(model)
     assert not kinds(model) & {"Interpolate", "Convolution"}
     x = torch.randn(2, 6, height, width)
@@ -54,48 +54,48 @@ def test_it_computes_the_same(height, width):
 
 
 def test_weights_keep_their_type():
-    module = Doubling().bfloat16()  # whose memory is that of the model's weights
-    model = converted(module)
-    fold_doubling(model)
+    module = Upsample().bfloat16()  # whose memory is that of the model's weights
+    model = model_of(module)
+    fold(model)
     (folded,) = (op for op in model.get_ops() if op.get_type_name() == "ConvolutionBackpropData")
     assert folded.input_value(1).get_element_type() == ov.Type.bf16
 
 
-class Shared(Doubling):
+class Shared(Upsample):
     def forward(self, x):
-        doubled = functional.interpolate(x, scale_factor=2.0)
-        return self.conv(doubled) + doubled
+        larger = functional.interpolate(x, scale_factor=2.0)
+        return self.conv(larger) + larger
 
 
-class Given(Doubling):
+class Given(Upsample):
     def forward(self, x):
-        doubled = functional.interpolate(x, size=(2 * x.shape[2], 2 * x.shape[3] + 1))
-        return self.conv(doubled)
+        larger = functional.interpolate(x, size=(2 * x.shape[2], 2 * x.shape[3] + 1))
+        return self.conv(larger)
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        Doubling(kernel=5, padding=1),
-        Doubling(stride=2),
-        Doubling(padding=0),
-        Doubling(groups=2),
-        Doubling(mode="bilinear"),
-        Doubling(factor=3.0),
+        Upsample(kernel=5, padding=1),
+        Upsample(stride=2),
+        Upsample(padding=0),
+        Upsample(groups=2),
+        Upsample(mode="bilinear"),
+        Upsample(factor=3.0),
         Shared(),
         Given(),
     ],
     ids=["kernel", "stride", "padding", "groups", "bilinear", "threefold", "shared", "size"],
 )
 def test_anything_else_is_left_alone(module):
-    model = converted(module)
-    fold_doubling(model)
+    model = model_of(module)
+    fold(model)
     assert "ConvolutionBackpropData" not in kinds(model)
     assert "Interpolate" in kinds(model)
 
 
-def test_all_doublings_of_a_decoder_are_folded():
-    model = ir.convert(graphs.vae_decoder_graph(load().vae))
+def test_every_upsampling_of_a_decoder_is_folded():
+    model = convert.convert(decoder_graph("vae_decoder", load().vae))
     assert "Interpolate" in kinds(model)
-    fold_doubling(model)
+    fold(model)
     assert "Interpolate" not in kinds(model)

@@ -138,6 +138,12 @@ def flat_graph(name: str, module: torch.nn.Module, inputs: Sequence[GraphInput])
 
     Its probe are the examples, floats as normal numbers from a fixed seed.
     """
+    inputs = [
+        dataclasses.replace(one, example=one.example.float())
+        if one.example.is_floating_point()
+        else one
+        for one in inputs
+    ]
 
     def probe() -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from ovtensor.engine.events import Events
 from ovtensor.engine.graph import GraphInput, GraphSpec, GraphTraits, flat_graph
 from ovtensor.engine.opening import Opener
 from ovtensor.engine.sources import ModuleSource
-from ovtensor.errors import InputError
+from ovtensor.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +40,10 @@ class CompiledModule:
         What that has cost so far.
     """
 
-    def __init__(self, spec: GraphSpec, backend: Backend, opener: Opener) -> None:
+    def __init__(
+        self, spec: GraphSpec, backend: Backend, opener: Opener, names: Sequence[str]
+    ) -> None:
+        self._names = names
         with contextlib.ExitStack() as undo:
             undo.callback(opener.close)
             self._runner = opener.open(spec, backend)
@@ -67,9 +70,25 @@ class CompiledModule:
         ------
         SessionClosedError
             After :meth:`close`.
+        InputError
+            If there are more or fewer than described, or others than tensors.
         ComponentError
             If OpenVINO fails to compile or run it for these inputs.
         """
+        name, names = self.plan.graph, self._names
+        if len(inputs) != len(names):
+            raise InputError(
+                f"{name} takes {len(names)} tensor{'s' * (len(names) != 1)} ({', '.join(names)}), "
+                f"and was called with {len(inputs)}",
+                component=name,
+            )
+        for key, value in zip(names, inputs, strict=True):
+            if not isinstance(value, torch.Tensor):
+                raise InputError(
+                    f"{name} takes tensors, and {key} is a {type(value).__name__}; give "
+                    f"ovtensor.to_torch({key})",
+                    component=name,
+                )
         return self._runner(*inputs)
 
     def close(self) -> None:
@@ -126,7 +145,7 @@ def compile_module(
     Raises
     ------
     InputError
-        If `module` is no module or has no inputs.
+        If `module` is no module, or `inputs` are none or such that no tensors fit.
     BackendError
         If the backend is not OpenVINO, or not to be had here.
     ComponentError
@@ -150,17 +169,30 @@ def compile_module(
         raise InputError(f"compile_module takes a torch.nn.Module, not a {type(module).__name__}")
     if not given or not all(isinstance(one, GraphInput) for one in given):
         raise InputError("inputs is a sequence of at least one GraphInput: name, shape and example")
+    for one in given:
+        pairs = zip(one.shape, one.example.shape, strict=False)
+        if len(one.shape) != one.example.dim() or any(a not in (-1, b) for a, b in pairs):
+            raise InputError(
+                f"the input {one.name!r} has the shape {tuple(one.shape)}, and its example "
+                f"{tuple(one.example.shape)}; give an example of that shape"
+            )
+    names = [one.name for one in given]
+    if len(set(names)) != len(names):
+        raise InputError(f"inputs have names of their own, not {', '.join(map(repr, names))}")
     traits = GraphTraits() if traits is None else traits
     wanted = resolve(Backend.of(backend, "backend"), prefer_f32=traits.f32_by_default)
     if wanted.kind != "openvino":
-        raise InputError("compile_module compiles for OpenVINO; to run on torch, call the module")
+        raise BackendError("compile_module compiles for OpenVINO; to run on torch, call the module")
     label = type(module).__name__ if name is None else name
+    store = store_of(cache)
+    # All of the examples: what is traced can follow from their sizes and values.
+    examples = store.fingerprint_tensors((one.name, one.example) for one in given)
     spec = GraphSpec(
         label,
         ModuleSource(module),
         lambda one: flat_graph(label, one, given),
         traits,
-        tuple((one.name, one.shape, str(one.example.dtype)) for one in given),
+        (examples, *(tuple(one.shape) for one in given)),
     )
-    opener = Opener(store_of(cache), Events(on_event), verify=verify, memory=memory)
-    return CompiledModule(spec, wanted, opener)
+    opener = Opener(store, Events(on_event), verify=verify, memory=memory)
+    return CompiledModule(spec, wanted, opener, names)

@@ -97,7 +97,7 @@ class ConversionPlan:
             graph=spec.name,
             device=backend.device,
             precision=backend.precision,  # type: ignore[arg-type]  # "auto" is settled
-            compression=backend.weights,
+            compression=backend.weights if "int8" in passes else None,
             stored_as=None if stored is None else str(stored).removeprefix("torch."),
             passes=passes,
             verify=given.verify,
@@ -143,7 +143,7 @@ class ConversionPlan:
         return (
             f"{self.graph}: {self.precision} on {self.device}, {self.shapes} shapes, {weights} "
             f"{stored} weights, {'' if self.verify else 'not '}compared with torch; "
-            f"passes: {', '.join(self.passes)}"
+            f"passes: {', '.join(self.passes) or 'none'}"
         )
 
 
