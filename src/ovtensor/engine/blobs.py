@@ -11,6 +11,7 @@ import openvino as ov
 from ovtensor._core import core
 from ovtensor.engine.devices import is_virtual, properties_of
 from ovtensor.engine.plan import compile_properties
+from ovtensor.engine.signals import handed_on
 from ovtensor.errors import ComponentError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def _imported(
     return compiled
 
 
+@handed_on()
 def _compiled(
     plan: ConversionPlan,
     folder: Path,

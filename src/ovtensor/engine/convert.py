@@ -8,7 +8,6 @@ can go before the compilation starts.
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import types
 import warnings
@@ -24,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ovtensor.engine.compiled import MODEL, REFERENCE
 from ovtensor.engine.passes import passes_of
+from ovtensor.engine.signals import handed_on
 from ovtensor.errors import ComponentError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def write(graph: Graph, plan: ConversionPlan, folder: Path) -> None:
             one.on_file(folder / MODEL)
 
 
+@handed_on()
 def _computed(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     try:
         with torch.no_grad():
@@ -103,7 +104,7 @@ def convert(graph: Graph) -> ov.Model:
     ComponentError
         If OpenVINO cannot convert it.
     """
-    with _tracing, _interruptible(), warnings.catch_warnings():
+    with _tracing, handed_on(), warnings.catch_warnings():
         # Tracing warns of every Python branch on a shape; the examples are chosen for these.
         warnings.simplefilter("ignore")
         try:
@@ -174,34 +175,3 @@ class _WithoutGradients(TorchFunctionMode):
 def _constant(value: Any) -> Any:
     # Not detach(), which would be traced.
     return value.data if isinstance(value, torch.Tensor) and value.requires_grad else value
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a conversion.
-
-    While OpenVINO calls back into Python it makes errors of its own of what is raised there, or
-    drops it. So remember that the signal came. It comes to the main thread, and a handler that
-    somebody else has installed is left alone.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    came = []
-
-    def remember(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    except Exception as error:
-        if came:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DiffusionPipeline
 
+from ovtensor.engine.signals import handed_on
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.families import family_of
 from ovtensor.pipelines.sources import LOADING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@handed_on()
 def load_pipeline(folder: Path, kind: type | None, given: Mapping[str, Any]) -> Any:
     """Load a pipeline around the components that are ``given``.
 

@@ -18,6 +18,7 @@ from diffusers.utils import (
 
 from ovtensor.engine.copies import with_dtype
 from ovtensor.engine.identity import versions
+from ovtensor.engine.signals import handed_on
 from ovtensor.errors import InputError, MissingExtraError, ModelError
 from ovtensor.pipelines.adapters import merge_adapters
 
@@ -59,6 +60,7 @@ class Lora:
         tensors = store.fingerprint_tensors(sorted(self.tensors[component].items()))
         return [tensors, repr(self.scale), repr(alphas), metadata]
 
+    @handed_on()
     def fuse(self, component: str, module: Any) -> None:
         """Add to the weights of ``module``, in place.
 
@@ -167,6 +169,7 @@ def read(given: Iterable[Given], modules: Mapping[str, Any], loader: str) -> tup
     return tuple(loras)
 
 
+@handed_on()
 def _read(source: Any, scale: float, modules: Mapping[str, Any], loader: Any) -> Lora:
     name = "(a state dict)" if hasattr(source, "items") else repr(str(source))
     try:

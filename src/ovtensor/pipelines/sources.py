@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ovtensor.engine.copies import with_dtype
 from ovtensor.engine.devices import SIXTEEN_BIT
 from ovtensor.engine.identity import structure, told, versions
+from ovtensor.engine.signals import handed_on
 from ovtensor.engine.sources import ModuleSource
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.adapters import has_adapters, merge_adapters
@@ -69,6 +70,7 @@ class FolderSource:
         return getattr(importlib.import_module(self._library), self.class_name)
 
     @functools.cached_property
+    @handed_on()
     def meta_module(self) -> Any:
         """See :class:`Source`."""
         try:
@@ -112,6 +114,7 @@ class FolderSource:
         dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
         return dtypes.get(found.pop()) if len(found) == 1 else None, size
 
+    @handed_on()
     def load(self, dtype: torch.dtype) -> Any:
         """See :class:`Source`."""
         try:
