@@ -1,4 +1,4 @@
-"""What a type checker knows of the image processors, the patch and the errors; mypy alone runs it.
+"""What a type checker knows of the image processors, the patch and the errors.
 
 An ignored error that is gone is an error itself (`warn_unused_ignores`).
 """
@@ -36,7 +36,8 @@ def the_processors(decoded: torch.Tensor) -> None:
     assert_type(processor.nonfinite, Word | None)
     processor.nonfinite = "ignore"
     processor.nonfinite = "rasie"  # type: ignore[assignment]
-    processor.postprocess(decoded, nonfinite="raise")
+    # pyright gives an assigned method the type that diffusers declares
+    processor.postprocess(decoded, nonfinite="raise")  # pyright: ignore[reportCallIssue]
     processor.postprocess(decoded, nonfinite="rasie")  # type: ignore[arg-type]
     VaeImageProcessorLDM3D().postprocess(decoded, nonfinite="rasie")  # type: ignore[arg-type]
     assert_type(processor.preprocess(decoded), torch.Tensor)
