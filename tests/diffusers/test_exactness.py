@@ -212,6 +212,7 @@ def test_one_pixel_and_one_row():
     assert ours.VaeImageProcessor().postprocess(torch.zeros(1, 1, 1, 1))[0].size == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [False, True], ids=["one row", "one plane"])
 def test_8192_pixels_square(dense):
     row = torch.linspace(-1.2, 1.2, 8192).bfloat16()

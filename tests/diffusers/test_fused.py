@@ -290,6 +290,7 @@ def test_without_a_cpu_plugin(monkeypatch, answers):
         _fused._kernel.cache_clear()
 
 
+@pytest.mark.slow
 def test_openvino_is_not_imported_for_it():
     script = """
         import sys, torch

@@ -9,6 +9,8 @@ import pytest
 from child import numbers
 from ovtensor.diffusers import _pixels
 
+pytestmark = pytest.mark.slow
+
 RESET = Path("/proc/self/clear_refs")
 
 # How far the resident memory rises above the result, with our processor and with diffusers' own. In

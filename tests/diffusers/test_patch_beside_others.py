@@ -155,6 +155,7 @@ def test_patches_that_nest_with_two_of_ours():
     second.undo()
 
 
+@pytest.mark.slow
 def test_our_first_import_while_others_have_patched():
     """Then too the patch knows what is diffusers' own, and computes with it."""
     code = """

@@ -293,6 +293,7 @@ THOROUGHLY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_output_is_unchanged(name):
     pipe = build(getattr(diffusers, name))

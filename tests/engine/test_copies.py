@@ -34,6 +34,7 @@ def state(module):
     return parts, [(id(x), x.data_ptr(), x.requires_grad, x._version) for x in tensors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize("large", [False, True])
 def test_a_conversion_is_not_seen_in_the_callers_modules(precision, large, monkeypatch):
@@ -195,6 +196,7 @@ def weakened(pipe):
     return pipe
 
 
+@pytest.mark.slow
 def test_a_forward_that_knows_the_original_is_converted():
     pipe, pictures = weakened(load()), []
     assert all(parameter.requires_grad for parameter in pipe.unet.parameters())
@@ -206,6 +208,7 @@ def test_a_forward_that_knows_the_original_is_converted():
     np.testing.assert_allclose(*map(np.int16, pictures), rtol=0, atol=1)
 
 
+@pytest.mark.slow
 def test_a_forward_that_knows_an_original_of_another_precision():
     pipe = weakened(load(torch.bfloat16))
     with (

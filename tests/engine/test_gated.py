@@ -64,6 +64,7 @@ def test_a_layer_that_has_two_places_stays_one():
     assert len(list(module.parameters())) == 4
 
 
+@pytest.mark.slow
 def test_nothing_is_split_in_a_converted_unet():
     unet = copy.deepcopy(load().unet)
     assert any(type(part) is GEGLU for part in unet.modules())

@@ -64,6 +64,7 @@ class Pair:
         return x * self.factor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_what_nobody_touched_is_described_the_same_each_time(pipe, name):
     described = structure(getattr(pipe, name))
@@ -174,6 +175,7 @@ def test_the_attention_of_text_encoders(pipe):
         structure(encoder)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_done_without_says_why(pipe, tmp_path):
     own = pipe.unet.attn_processors
     pipe.unet.set_attn_processor(Scaled())
@@ -191,6 +193,7 @@ def test_a_cache_that_is_done_without_says_why(pipe, tmp_path):
     assert all(json.loads(path.read_text()) for path in tmp_path.glob("entries/*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_a_folder_is_not_cached_with_somebodys_code(tmp_path, monkeypatch):
     def forward(self, *args, **kwargs):
         return own(self, *args, **kwargs)

@@ -21,6 +21,8 @@ from ovtensor.engine.passes import mapped_weights
 from ovtensor.engine.passes.mapped_weights import MappedWeights
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 MAPS = Path("/proc/self/maps")
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}

@@ -23,6 +23,8 @@ from ovtensor import Backend, Event
 from ovtensor.errors import InputError, SessionClosedError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 STEPS = ([999, 700, 400, 100], [900, 600, 300, 50])
 

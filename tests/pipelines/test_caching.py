@@ -24,6 +24,8 @@ from ovtensor.errors import CacheWarning, ModelError, ParityError, SessionClosed
 from ovtensor.pipelines import sources
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 

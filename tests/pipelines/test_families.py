@@ -14,6 +14,8 @@ from ovtensor import Backend
 from ovtensor.errors import InputError
 from sdxl_scenes import SCENES, draw
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("unet", "vae", "text_encoders")
 SPLITS = [
     {part: "openvino" if number >> index & 1 else "torch" for index, part in enumerate(PARTS)}

@@ -28,6 +28,8 @@ from ovtensor.engine import compiled
 from ovtensor.errors import ComponentError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 
 

@@ -23,6 +23,8 @@ import ovtensor
 from ovtensor import Backend
 from sdxl_scenes import SCENES
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("torch", "openvino")
 SPLITS = list(itertools.product(KINDS, KINDS, KINDS))
 SIZES = ((128, 128), (192, 128), (128, 136), (128, 128))

@@ -22,6 +22,8 @@ from ovtensor.engine.sources import ModuleSource
 from ovtensor.errors import BackendError, ComponentError, NonFiniteError, ParityError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 SCENE = SCENES[0]
 

@@ -15,6 +15,8 @@ from ovtensor import Backend, MemoryPolicy
 from ovtensor.pipelines import components
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 BF16 = Backend("torch", precision="bf16")
 # Little enough memory for every component to be a large one.

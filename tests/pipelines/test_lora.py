@@ -16,6 +16,8 @@ from ovtensor import Backend
 from ovtensor.errors import InputError, ModelError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 SCENE = SCENES[0]
 LAYERS = {

@@ -11,6 +11,8 @@ from ovtensor.engine.runners import ActivationMemory
 from ovtensor.pipelines.kinds.autoencoder_kl import AutoencoderKL
 from ovtensor.pipelines.kinds.unet2d import UNet2D
 
+pytestmark = pytest.mark.slow
+
 MEGABYTE = 2**20
 
 # A UNet of 130 MB, so that weights which stay behind show beside what libraries do by themselves.

@@ -14,6 +14,8 @@ from ovtensor.errors import DatalessTensorError
 from ovtensor.pipelines import components
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 TORCH = dict.fromkeys(("unet", "vae", "text_encoders"), "torch")
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")

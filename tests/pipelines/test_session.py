@@ -22,6 +22,8 @@ from ovtensor import Backend
 from ovtensor.errors import ComponentError, InputError, OvtensorError, SessionClosedError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("torch", "openvino")
 SHARED = ("unet", "vae", "text_encoder", "text_encoder_2")
 # What diffusers notes in a pipeline when it is called.

@@ -28,6 +28,8 @@ from ovtensor import Backend
 from ovtensor.errors import InputError
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32}
 PROMPT = SCENES[0].prompt
