@@ -93,6 +93,7 @@ def too_many_entries(cache: ModelCache) -> None:
         cache.open({"n": index}, Builder(b"z" * 9000)).close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="too slow where processes are not forked")
 @pytest.mark.parametrize("before", [nothing, a_broken_entry, too_many_entries])
 def test_a_process_that_is_killed_leaves_whole_entries_or_none(tmp_path, python, before):

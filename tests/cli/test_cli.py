@@ -35,6 +35,7 @@ def parse(prompt: str) -> shapes.Scene:
     return shapes.Scene(size, colour, shape, background)
 
 
+@pytest.mark.slow
 def test_demo_draws_what_it_says_twice(run, tmp_path):
     status, out, _ = run("demo", "--out", "grid.png")
     assert status == 0
@@ -53,6 +54,7 @@ def test_demo_draws_what_it_says_twice(run, tmp_path):
         assert verdict.right(scene), (prompt, verdict)
 
 
+@pytest.mark.slow
 def test_generate_draws_with_a_seed(run):
     prompt = "a large red circle on a white background"
     arguments = ("--steps", "4", "--size", "136x128", "--precision", "f32")
