@@ -129,6 +129,7 @@ def test_words_on_both_sides_of_what_a_float_holds(answers):
     assert answers == [True] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "negative NaN"])
 @pytest.mark.parametrize("place", [0, 5, BLOCK - 1, BLOCK, BLOCK + 700, BLOCK + 999])
 @pytest.mark.parametrize("channel", [0, 1, 2])

@@ -315,6 +315,7 @@ def pipe():
     return build(StableDiffusionXLPipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["patch", "processor"])
 def test_a_vae_whose_weights_are_fake_is_named(pipe, way):
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -334,6 +335,7 @@ def test_a_vae_whose_weights_are_fake_is_named(pipe, way):
             call(pipe, "pil")
 
 
+@pytest.mark.slow
 def test_a_vae_that_overflows_is_named(pipe):
     pipe.vae.decoder.conv_out.bias.data[0] = float("inf")
     with patch_diffusers(), pytest.raises(NonFiniteError, match="image 0 of a batch of 1"):

@@ -24,6 +24,8 @@ from ovtensor.errors import SessionClosedError
 from ovtensor.pipelines.proxies import is_proxy
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 TORCH = dict.fromkeys(("unet", "vae", "text_encoders"), "torch")
 SPLITS = (

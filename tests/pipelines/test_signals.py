@@ -25,6 +25,8 @@ from ovtensor.engine.signals import handed_on
 from ovtensor.pipelines import loading, sources
 from sdxl_scenes import SCENES, draw, load
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "verify": True, "progress": False}
 

@@ -9,6 +9,8 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.errors import ComponentError
 
+pytestmark = pytest.mark.slow
+
 F32 = Backend("openvino", precision="f32")
 ENCODERS = ("text_encoder", "text_encoder_2")
 
