@@ -55,7 +55,10 @@ def write(graph: Graph, plan: ConversionPlan, folder: Path) -> None:
         inputs = graph.probe()
         outputs = _computed(graph, inputs)
         tensors = {f"input.{index}": tensor.contiguous() for index, tensor in enumerate(inputs)}
-        tensors |= {f"output.{index}": tensor.clone() for index, tensor in enumerate(outputs)}
+        tensors |= {
+            f"output.{index}": tensor.clone(memory_format=torch.contiguous_format)
+            for index, tensor in enumerate(outputs)
+        }
         with _writing(graph, folder):
             save_file(tensors, folder / REFERENCE)
     model = convert(graph)
