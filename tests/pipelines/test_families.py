@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 import ovtensor
-from ovtensor import Backend
+from ovtensor import Backend, cli
 from ovtensor.errors import InputError
 from sdxl_scenes import SCENES, draw
 
@@ -169,6 +169,13 @@ def test_a_lora_changes_the_picture_as_in_diffusers(sd15, need):
     own.set_adapters(["a"], [0.7])
     assert np.abs(adapted - call(own, "sd15")).max() <= 4
     assert np.abs(adapted - plain).max() > 8
+
+
+def test_the_command_line_draws_with_it(sd15, tmp_path, capsys):
+    out = tmp_path / "picture.png"
+    options = ["--model", str(sd15), "--size", "128x128", "--steps", "2", "--out", str(out)]
+    assert cli.main(["generate", "a circle", *options, "--quiet"]) == 0
+    assert Image.open(out).size == (128, 128)
 
 
 def test_several_blocks_over_one_pipeline_at_once(eager_pipeline, eager_pictures):
