@@ -157,7 +157,7 @@ def test_skipped_layers_of_the_text_encoder_are_those_of_torch(sd15):
 
 def test_a_lora_changes_the_picture_as_in_diffusers(sd15, need):
     need("peft")
-    state = sd_models.lora("sd15")
+    state = sd_models.lora(sd_models.build("sd15"))
     everything = dict.fromkeys(PARTS, f32("openvino"))
     with ovtensor.pipeline(sd15, backends=everything, progress=False) as pipe:
         plain = call(pipe, "sd15")
