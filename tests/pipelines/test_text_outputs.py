@@ -90,7 +90,7 @@ def test_the_final_layer_norm_needs_weights_that_the_graph_gives(eager_pipeline,
 @pytest.mark.parametrize("skip", [None, 1])
 def test_skipped_layers(skip, eager_pipeline, split):
     def encoded(pipe):
-        return pipe.encode_prompt("a large red circle", "cpu", 1, False, clip_skip=skip)
+        return pipe.encode_prompt("a large red circle", device="cpu", clip_skip=skip)
 
     for one, two in zip(encoded(split), encoded(eager_pipeline), strict=True):
         if two is not None:
