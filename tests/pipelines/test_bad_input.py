@@ -68,6 +68,7 @@ def test_a_precision_that_the_device_does_not_execute():
         )
 
 
+@pytest.mark.slow
 def test_auto_precision_is_what_the_device_executes():
     able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     with ovtensor.sdxl_pipeline(
@@ -84,6 +85,7 @@ def test_auto_precision_is_what_the_device_executes():
     }
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_sdxl_model(tmp_path, model):
     assert "there is no folder" in open_error(tmp_path / "nowhere")
     assert "no hub id" in open_error("just-a-name")
@@ -116,6 +118,7 @@ def test_a_folder_with_missing_or_broken_weights(model):
     assert "no weights (*.safetensors) in vae" in open_error(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_weights_that_lack_a_tensor_are_not_made_up(kind, part, model, tmp_path):

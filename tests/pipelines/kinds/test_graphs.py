@@ -104,6 +104,7 @@ def origin(node):
     return node
 
 
+@pytest.mark.slow
 def test_nothing_is_multiplied_by_one_or_divided_by_it(pipe):
     for part, name, module in every_graph(pipe):
         model = convert.convert(part.make(name, module))
@@ -119,6 +120,7 @@ def test_nothing_is_multiplied_by_one_or_divided_by_it(pipe):
         assert not any(node.shape == [] and to_numpy(node) == 1 for node in constants), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "shape"),
     [(DECODER, (3, 4, 6, 5)), (ENCODER, (3, 3, 40, 48))],
@@ -173,6 +175,7 @@ def test_bf16_is_as_exact_at_late_timesteps_as_at_early_ones(pipe):
     assert late < 2 * early
 
 
+@pytest.mark.slow
 def test_a_distilled_unet_takes_its_guidance_as_an_input(pipe):
     config = {**pipe.unet.config, "time_cond_proj_dim": 32}
     torch.manual_seed(0)
