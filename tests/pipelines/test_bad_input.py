@@ -135,6 +135,7 @@ def test_weights_that_lack_a_tensor_are_not_made_up(kind, part, model, tmp_path)
             ovtensor.sdxl_pipeline(model, progress=False, cache=cache, **backends).__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fake", "meta", "freed"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_weights_without_values_are_not_converted(how, cached, tmp_path):
@@ -189,6 +190,7 @@ def test_sizes_that_are_not_divisible_by_eight(eager_pipeline):
         pipe("a small red circle", height=128, width=100)
 
 
+@pytest.mark.slow
 def test_what_a_compiled_graph_does_not_take_is_refused_not_dropped(eager_pipeline, tmp_path):
     with ovtensor.sdxl_pipeline(eager_pipeline, text_encoders="openvino") as pipe:
         with pytest.raises(ComponentError, match=r"cross_attention_kwargs.*unet=\"torch\""):
@@ -208,6 +210,7 @@ def test_what_a_compiled_graph_does_not_take_is_refused_not_dropped(eager_pipeli
             pipe.unet.save_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_empty_batch_gives_no_empty_pictures(eager_pipeline):
     with ovtensor.split_backends(eager_pipeline, vae="openvino", progress=False) as pipe:
         other = AutoPipelineForImage2Image.from_pipe(pipe)
@@ -216,6 +219,7 @@ def test_an_empty_batch_gives_no_empty_pictures(eager_pipeline):
             other("a", image=torch.zeros(1, 3, 64, 64), num_inference_steps=3, strength=0.3)
 
 
+@pytest.mark.slow
 def test_a_vae_that_has_no_small_convolutions(eager_pipeline):
     torch.manual_seed(0)
     vae = AutoencoderKL.from_config(
@@ -245,6 +249,7 @@ def test_what_a_proxy_lacks_is_told_with_what_to_do(eager_pipeline):
         assert not hasattr(pipe.unet, "enable_freeu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoders", None])
 def test_a_pipeline_with_compiled_components_is_not_saved(component, eager_pipeline, tmp_path):
     def parts():
@@ -278,6 +283,7 @@ def test_a_pipeline_with_compiled_components_is_not_saved(component, eager_pipel
             assert (tmp_path / "saved" / name / file).read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_guarded_vae_shows_what_the_callers_has(eager_pipeline):
     vae = eager_pipeline.vae
     calls = []
@@ -293,6 +299,7 @@ def test_a_guarded_vae_shows_what_the_callers_has(eager_pipeline):
     assert "forward" not in vars(vae.decoder)
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_proxies_of_another_session(eager_pipeline):
     with ovtensor.split_backends(eager_pipeline, progress=False) as pipe:
         other = AutoPipelineForImage2Image.from_pipe(pipe)
@@ -301,6 +308,7 @@ def test_a_pipeline_of_proxies_of_another_session(eager_pipeline):
         assert getattr(other, "ovtensor", None) is None
 
 
+@pytest.mark.slow
 def test_a_closed_pipeline_is_not_saved(tmp_path):
     with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), progress=False) as pipe:
         clone = pipe.ovtensor.clone()

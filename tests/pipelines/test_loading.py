@@ -42,6 +42,7 @@ def test_the_embedded_model_has_the_names_that_every_transformers_reads(name):
     assert {name.partition(".")[0] for name in names} <= {"text_model", "text_projection"}
 
 
+@pytest.mark.slow
 def test_a_hub_id(hub, eager_pictures, converted):
     for _ in range(2):
         with ovtensor.sdxl_pipeline(
@@ -58,6 +59,7 @@ def test_a_hub_id_that_cannot_be_had(hub):
         ovtensor.sdxl_pipeline("someone/other", progress=False).__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unet", ["torch", F32], ids=["torch", "openvino"])
 def test_a_folder_of_one_variant(unet, tmp_path, eager_pictures):
     model = shutil.copytree(ovtensor.tiny_sdxl_path(), tmp_path / "model")
@@ -87,6 +89,7 @@ def test_variants(names, variant, tmp_path):
     assert variant_of(tmp_path) == variant
 
 
+@pytest.mark.slow
 def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
     seen = []
     with ovtensor.sdxl_pipeline(
@@ -102,6 +105,7 @@ def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_a_pipeline_from_a_single_file(tmp_path, eager_pipeline, eager_pictures):
     checkpoint = tmp_path / "checkpoint.safetensors"
     save_file(unet_checkpoint(eager_pipeline.unet), checkpoint)
