@@ -121,6 +121,20 @@ class Same(nn.Module):
         return x, y
 
 
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.transpose(0, 1) + 1, x.expand(2, *x.shape)
+
+
+def test_results_of_any_strides_are_compared_with_torch():
+    with compile_module(
+        Turned(), [GraphInput("x", (-1, 4), torch.zeros(3, 4))], F32, verify=True
+    ) as run:
+        x = normal(5, 4)
+        for one, two in zip(run(x), Turned()(x), strict=True):
+            assert torch.equal(one, two)
+
+
 def test_a_result_that_is_an_input_is_a_copy_of_it():
     given = (GraphInput("x", (-1,), torch.zeros(3)), GraphInput("y", (-1,), torch.ones(3).long()))
     with compile_module(Same(), given, F32) as run:
@@ -422,6 +436,16 @@ def test_a_transformer_block(gated, part):
         assert ("mapped_weights" in run.plan.passes) is (part == 0)
         for batch, tokens in ((1, 77), (3, 2), (2, 154), (1, 5)):
             x = normal(batch, tokens, 16)
+            torch.testing.assert_close(run(x)[0], right(module, x), rtol=0, atol=1e-5)
+
+
+def test_a_first_call_that_would_spoil_later_ones_is_refused_where_keys_are_known():
+    module = Block(gated=False).eval()
+    with compile_module(module, [WORDS], F32, shortest_keys=lambda x: x.shape[1]) as run:
+        with pytest.raises(ComponentError, match="too small for OpenVINO's attention"):
+            run(normal(3, 1, 16))
+        for tokens in (77, 2):
+            x = normal(1, tokens, 16)
             torch.testing.assert_close(run(x)[0], right(module, x), rtol=0, atol=1e-5)
 
 

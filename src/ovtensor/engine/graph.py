@@ -133,7 +133,12 @@ class FlatModule(torch.nn.Module):
         return tuple(x.float() if x.is_floating_point() else x for x in outputs)
 
 
-def flat_graph(name: str, module: torch.nn.Module, inputs: Sequence[GraphInput]) -> Graph:
+def flat_graph(
+    name: str,
+    module: torch.nn.Module,
+    inputs: Sequence[GraphInput],
+    shortest_keys: Callable[..., int] | None = None,
+) -> Graph:
     """The graph of a module that takes tensors by position and gives a tensor or a tuple of them.
 
     Its probe are the examples, floats as normal numbers from a fixed seed.
@@ -154,4 +159,5 @@ def flat_graph(name: str, module: torch.nn.Module, inputs: Sequence[GraphInput])
             for one in inputs
         )
 
-    return Graph(name, FlatModule(module), tuple(inputs), probe)
+    keys = _as_many_as_it_takes if shortest_keys is None else shortest_keys
+    return Graph(name, FlatModule(module), tuple(inputs), probe, keys)

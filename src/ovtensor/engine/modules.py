@@ -114,6 +114,7 @@ def compile_module(
     *,
     name: str | None = None,
     traits: GraphTraits | None = None,
+    shortest_keys: Callable[..., int] | None = None,
     cache: bool | str | os.PathLike[str] | ModelCache | None = None,
     verify: bool | None = None,
     memory: MemoryPolicy | None = None,
@@ -134,6 +135,10 @@ def compile_module(
         For messages and the cache; by default that of the module's class.
     traits : GraphTraits, optional
         What helps to convert it well.
+    shortest_keys : callable, optional
+        For inputs of a call the length of the shortest sequence that any attention of the module
+        attends to. A call that has a single one is refused then: OpenVINO's attention would give
+        garbage in calls after it (see :class:`.passes.short_keys.ShortKeys`).
     cache, verify, memory, on_event
         See :func:`ovtensor.sdxl_pipeline`.
 
@@ -190,7 +195,7 @@ def compile_module(
     spec = GraphSpec(
         label,
         ModuleSource(module),
-        lambda one: flat_graph(label, one, given),
+        lambda one: flat_graph(label, one, given, shortest_keys),
         traits,
         (examples, *(tuple(one.shape) for one in given)),
     )
