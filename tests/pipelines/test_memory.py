@@ -149,7 +149,9 @@ def test_what_torch_has_freed_goes_where_memory_is_scarce_or_much_is_taken(
 
 
 def test_the_decoder_is_what_takes_the_most():
-    traits = {kind.suffix: kind.traits for kind in AutoencoderKL.graphs} | {"": UNet2D.graphs[0].traits}
+    traits = {kind.suffix: kind.traits for kind in AutoencoderKL.graphs} | {
+        "": UNet2D.graphs[0].traits
+    }
     assert [name for name, one in traits.items() if one.needs_most_memory] == ["_decoder"]
 
 

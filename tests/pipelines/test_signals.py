@@ -268,9 +268,7 @@ def test_what_a_listener_raises_at_each_stage(stage, state, error, eager_pipelin
             raise error("of the listener")
 
     with pytest.raises(error, match="of the listener"):
-        ovtensor.split_backends(
-            eager_pipeline, **VAE, on_event=listen
-        ).__enter__()
+        ovtensor.split_backends(eager_pipeline, **VAE, on_event=listen).__enter__()
     assert process_state() == before
     assert vars(eager_pipeline) == attributes
     assert not [*scratch.iterdir()]
