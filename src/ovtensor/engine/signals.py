@@ -23,36 +23,48 @@ def handed_on() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised: list[BaseException] = []
-    late: list[Callable[[], Any]] | None = None  # what came while handlers were put back
-
-    def watched(handler: Callable[..., Any], number: int, frame: Any) -> None:
-        if late is not None:
-            late.append(functools.partial(handler, number, frame))
-            return
-        try:
-            handler(number, frame)
-        except BaseException as error:
-            raised.append(error)
-            raise
-
-    handlers: dict[int, tuple[Any, Any]] = {}
+    watch = _Watch()
     try:
-        for number in signal.valid_signals():
-            if callable(handler := signal.getsignal(number)):
-                handlers[number] = handler, functools.partial(watched, handler)
-                signal.signal(number, handlers[number][1])
+        watch.begin()
         yield
     except BaseException as error:
-        if not raised or any(error is one for one in raised):
+        if not watch.raised or any(error is one for one in watch.raised):
             raise
-        raise raised.pop() from None
+        raise watch.raised.pop() from None
     finally:
-        late = []
-        for number, (handler, watching) in handlers.items():
+        watch.end()
+    if watch.raised:
+        raise watch.raised.pop()
+
+
+class _Watch:
+    """In place of every signal handler: calls it, and knows afterwards what it has raised."""
+
+    def __init__(self) -> None:
+        self.raised: list[BaseException] = []
+        self._handlers: dict[int, tuple[Any, Any]] = {}
+        self._late: list[Callable[[], Any]] | None = None  # while handlers are put back
+
+    def begin(self) -> None:
+        for number in signal.valid_signals():
+            if callable(handler := signal.getsignal(number)):
+                self._handlers[number] = handler, functools.partial(self._handle, handler)
+                signal.signal(number, self._handlers[number][1])
+
+    def end(self) -> None:
+        self._late = late = []
+        for number, (handler, watching) in self._handlers.items():
             if signal.getsignal(number) is watching:  # nobody has set another one since
                 signal.signal(number, handler)
         for call in late:
             call()
-    if raised:
-        raise raised.pop()
+
+    def _handle(self, handler: Callable[..., Any], number: int, frame: Any) -> None:
+        if self._late is not None:
+            self._late.append(functools.partial(handler, number, frame))
+            return
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            self.raised.append(error)
+            raise
