@@ -66,6 +66,11 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(str(error)) from None
     if b"\0" in os.fsencode(found):
         raise ValueError("it has a character of value 0")
+    try:
+        found.lstat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            raise ValueError(error.strerror) from None
     return found
 
 

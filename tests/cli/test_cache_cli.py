@@ -180,7 +180,11 @@ def python(*lines: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "line",
-    ["cli.main(['cache', 'list'])", "cli.main(['cache', 'verify'])", "cli.ovtensor.ModelCache()"],
+    [
+        "cli.main(['cache', 'list'])",
+        "cli.main(['cache', 'verify'])",
+        "import ovtensor; ovtensor.ModelCache()",
+    ],
 )
 def test_no_framework_is_loaded(filled, monkeypatch, line):
     monkeypatch.setenv("OVTENSOR_CACHE_DIR", str(filled.path))

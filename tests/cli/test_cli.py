@@ -12,6 +12,7 @@ from PIL import Image
 
 import shapes
 from ovtensor import cli
+from ovtensor.cli import drawing
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_demo_draws_what_it_says_twice(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
     grid = np.asarray(Image.open("grid.png"))
     assert grid.shape == (256, 256, 3)
-    for index, prompt in enumerate(cli.DEMO_PROMPTS):
+    for index, prompt in enumerate(drawing.DEMO_PROMPTS):
         top, left = 128 * (index // 2), 128 * (index % 2)
         scene = parse(prompt)
         verdict = shapes.judge(grid[top : top + 128, left : left + 128], scene)
@@ -88,6 +89,11 @@ def test_generate_keeps_converted_models_if_asked(run, tmp_path, monkeypatch):
         (["generate", "x", "--precision", "f8"], "unknown precision 'f8'"),
         (["generate", "x", "--device", "TPU"], "no device 'TPU' here; it has \"CPU\""),
         (["generate", "x", "--model", "./nowhere"], "there is no folder './nowhere'"),
+        (["generate", "x", "--model", ""], "--model: an empty path names nothing"),
+        (["generate", "x", "--model", "a b"], "it is no hub id"),
+        (["generate", "x", "--model", "x" * 300], "--model: 'xxx"),
+        (["generate", "x", "--seed", "1e30"], "1e30 is not a whole number from -2**63"),
+        (["generate", "x", "--guidance", "nan"], "nan is not a number from -1000 to 1000"),
         (["demo", "--device", "TPU"], "no device 'TPU' here"),
         (["demo", "--out", "nowhere/grid.png"], "does not exist"),
         (["demo", "--out", "."], "should end in .png"),

@@ -9,22 +9,25 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from ovtensor.cli.arguments import Parser, one_line, path
+
 if TYPE_CHECKING:
     from ovtensor.cache import CachedModel, ModelCache
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command ``cache`` to a parser's subcommands."""
+    """Add ``cache`` to a parser's sub-commands."""
     cache = commands.add_parser(
         "cache",
         help="look at and look after the cache of models",
         description="Look at and look after the cache of converted and compiled models.",
     )
     actions = cache.add_subparsers(required=True, metavar="ACTION")
-    parser_class = type(cache)
-    common = parser_class(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
-        "--path", help="the cache's folder (default: $OVTENSOR_CACHE_DIR or the platform's)"
+        "--path",
+        type=path,
+        help="the cache's folder (default: $OVTENSOR_CACHE_DIR or the platform's)",
     )
     common.add_argument("--json", action="store_true", help="print JSON")
     for name, run, text in (
@@ -67,7 +70,7 @@ def _verify(cache: ModelCache, args: argparse.Namespace) -> int:
         _print_json(cache, problems=problems)
     else:
         for key, problem in problems.items():
-            print(f"{key}  {problem}")
+            print(f"{key}  {one_line(problem)}")
         print(f"{len(problems)} broken, to be made anew when next needed" if problems else "sound")
     return 1 if problems else 0
 
@@ -103,7 +106,8 @@ def _removed(cache: ModelCache, removed: list[CachedModel], args: argparse.Names
         print(_total(ours, "left") + (f", {in_use} of them in use" if in_use else ""))
     for entry in left:
         if not entry.size:
-            print(f"{entry.key}  stays, for nothing proves it to be an entry: {entry.problem}")
+            problem = one_line(entry.problem or "")
+            print(f"{entry.key}  stays, for nothing proves it to be an entry: {problem}")
     return 0
 
 
@@ -124,7 +128,7 @@ def _print_table(entries: list[CachedModel]) -> None:
             or ", ".join(f"{k}={v}" for k, v in entry.key_fields.items())
         )
         used = "in use" if entry.in_use else f"{_age(time.time() - entry.last_used)} ago"
-        rows.append((entry.key[:12], _bytes(entry.size), used, what[:100]))
+        rows.append((entry.key[:12], _bytes(entry.size), used, one_line(what[:100])))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     if entries:
         for key, size, used, what in rows:
@@ -155,8 +159,8 @@ def _age(seconds: float) -> str:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if match is None or (match[3] and not match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 10GB, 500MiB or 0")
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no size such as 10GB, 500MiB or 0")
     power = " kmgt".index(match[2]) if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -1,0 +1,172 @@
+"""How a run ends: interrupted wherever it is, with nobody reading, or with names of odd bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovtensor import cli
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and descriptors as POSIX has them")
+
+
+def run(
+    *arguments: str | bytes, code: str = "", shell: str = "", cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, or what stands before it, in a process of its own."""
+    start = f"{code}\nimport sys\nfrom ovtensor.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", start, *arguments]
+    if shell:
+        command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **env},
+        timeout=300,
+    )
+
+
+# Interrupts
+
+INTERRUPT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@posix
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ovtensor.errors",
+        "argparse",
+        "ovtensor.cli.cache",
+        "ovtensor.pipelines",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("openvino", marks=pytest.mark.slow),
+        pytest.param("diffusers.utils.logging", marks=pytest.mark.slow),
+        pytest.param("transformers.utils.logging", marks=pytest.mark.slow),
+        pytest.param("diffusers.models.unets.unet_2d_condition", marks=pytest.mark.slow),
+        pytest.param("transformers.models.clip.modeling_clip", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_while_something_is_imported(module, tmp_path):
+    arguments = ("generate", "x", "--steps", "1")
+    done = run(*arguments, code=INTERRUPT.format(name=module), cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ovtensor")]
+    assert (done.returncode, done.stdout, lines) == (130, "", ["ovtensor: interrupted"])
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["openvino.Core.compile_model", "PIL.Image.Image.save"])
+def test_an_interrupt_while_it_works(place, tmp_path):
+    owner, _, name = place.rpartition(".")
+    code = f"""
+import os, signal, {owner.rpartition(".")[0]}
+works = {place}
+def interrupted(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return works(*args, **kwargs)
+{owner}.{name} = interrupted
+"""
+    done = run("generate", "x", "--steps", "1", code=code, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "ovtensor: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_in_this_process(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["cache", "list"]) == 130
+    assert capsys.readouterr() == ("", "ovtensor: interrupted\n")
+
+
+# Pipes and descriptors
+
+
+@posix
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("cache", "where"), ("cache", "list", "--json")]
+)
+def test_nobody_reads_the_output(arguments, tmp_path):
+    """`true` is gone before the command has come to write."""
+    environment = {"OVTENSOR_CACHE_DIR": str(tmp_path / "cache")}
+    code = "import time; time.sleep(0.2)"
+    done = run(*arguments, code=code, shell="| true; exit ${PIPESTATUS[0]}", **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+@posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_descriptors_that_are_closed(closed, tmp_path):
+    environment = {"OVTENSOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = run("cache", "where", shell=closed, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("cache", "list", "--nonsense", shell=closed, **environment)
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written():
+    done = run("cache", "where", shell="> /dev/full")
+    assert (done.returncode, done.stderr) == (1, "ovtensor: [Errno 28] No space left on device\n")
+
+
+# Names
+
+
+@posix
+def test_names_that_are_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9\n"
+    done = run("cache", "where", "--path", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf\\udce9" in done.stdout
+    done = run("cache", "prune", "--max-size", b"\xff")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    done = run("generate", b"\xff", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "UTF-8" in done.stderr
+
+
+def test_a_terminal_that_shows_ascii_alone(tmp_path):
+    done = run("cache", "where", "--path", str(tmp_path / "é"), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\\xe9\n")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("cache", "--help")])
+def test_help_loads_no_framework(arguments):
+    code = "import atexit, sys; atexit.register(lambda: print(sorted(HEAVY & set(sys.modules))))"
+    heavy = "HEAVY = {'numpy', 'torch', 'openvino', 'diffusers', 'transformers', 'PIL'}"
+    done = run(*arguments, code=f"{heavy}\n{code}")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_without_docstrings():
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "ovtensor", "--help"], capture_output=True, check=False
+    )
+    assert done.returncode == 0
