@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sd_models
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 import ovtensor
+import sd_models
 from ovtensor import Backend, cli
 from ovtensor.errors import InputError
 from sdxl_scenes import SCENES, draw
