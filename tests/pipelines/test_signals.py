@@ -21,8 +21,8 @@ import ovtensor
 from ovtensor import Backend
 from ovtensor.cache import store
 from ovtensor.engine import compiled, convert
-from ovtensor.engine.signals import handed_on
-from ovtensor.pipelines import loading, sources
+from ovtensor.engine.process import EXCLUSIVE, handed_on
+from ovtensor.pipelines import sources
 from sdxl_scenes import SCENES, draw, load
 
 pytestmark = pytest.mark.slow
@@ -280,5 +280,5 @@ def test_what_a_listener_raises_at_each_stage(stage, state, error, eager_pipelin
     assert process_state() == before
     assert vars(eager_pipeline) == attributes
     assert not [*scratch.iterdir()]
-    assert loading.LOADING.acquire(blocking=False)
-    loading.LOADING.release()
+    assert EXCLUSIVE.acquire(blocking=False)
+    EXCLUSIVE.release()

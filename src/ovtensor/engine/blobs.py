@@ -11,7 +11,7 @@ import openvino as ov
 from ovtensor._core import core
 from ovtensor.engine.devices import is_virtual, properties_of
 from ovtensor.engine.plan import compile_properties
-from ovtensor.engine.signals import handed_on
+from ovtensor.engine.process import handed_on
 from ovtensor.errors import ComponentError
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ can go before the compilation starts.
 from __future__ import annotations
 
 import contextlib
-import threading
 import types
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ovtensor.engine.compiled import MODEL, REFERENCE
 from ovtensor.engine.passes import passes_of
-from ovtensor.engine.signals import handed_on
+from ovtensor.engine.process import EXCLUSIVE, handed_on
 from ovtensor.errors import ComponentError
 
 if TYPE_CHECKING:
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
     from ovtensor.engine.graph import Graph
     from ovtensor.engine.plan import ConversionPlan
-
-# torch.jit.trace and the warnings filter are state of the process: one conversion at a time.
-_tracing = threading.Lock()
 
 
 def write(graph: Graph, plan: ConversionPlan, folder: Path) -> None:
@@ -107,7 +103,7 @@ def convert(graph: Graph) -> ov.Model:
     ComponentError
         If OpenVINO cannot convert it.
     """
-    with _tracing, handed_on(), warnings.catch_warnings():
+    with EXCLUSIVE, handed_on(), warnings.catch_warnings():
         # Tracing warns of every Python branch on a shape; the examples are chosen for these.
         warnings.simplefilter("ignore")
         try:

@@ -164,13 +164,14 @@ class Opener:
             from ovtensor.engine import convert
             from ovtensor.engine.copies import detached
             from ovtensor.engine.passes.sixteen_bit import cast_the_rest
+            from ovtensor.engine.process import EXCLUSIVE
 
             with self._events.stage("load", plan.graph):
                 module = detached(spec.source.load(plan.load_dtype))
                 lasting.append(weakref.ref(module))
                 if plan.stored_as is not None:
                     cast_the_rest(module, plan.dtype)
-            with self._events.stage("convert", plan.graph):
+            with self._events.stage("convert", plan.graph), EXCLUSIVE:
                 convert.write(spec.make(module), plan, folder)
             # What is kept under these fields has to be made of them.
             if fields is not None and fields != self._find(spec, backend).fields:

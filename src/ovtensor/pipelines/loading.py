@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ovtensor.engine.signals import handed_on
+from ovtensor.engine.process import EXCLUSIVE, handed_on
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.families import family_of
-from ovtensor.pipelines.sources import LOADING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +27,7 @@ def load_pipeline(folder: Path, kind: type | None, given: Mapping[str, Any]) -> 
     """
     owner: Any = DiffusionPipeline if kind is None else kind
     try:
-        with LOADING:
+        with EXCLUSIVE:
             pipe = owner.from_pretrained(str(folder), dtype=torch.float32, **given)
     except Exception as error:
         raise ModelError(f"diffusers could not load {str(folder)!r}: {error}") from error

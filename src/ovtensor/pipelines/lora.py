@@ -18,7 +18,7 @@ from diffusers.utils import (
 
 from ovtensor.engine.copies import with_dtype
 from ovtensor.engine.identity import versions
-from ovtensor.engine.signals import handed_on
+from ovtensor.engine.process import handed_on
 from ovtensor.errors import InputError, MissingExtraError, ModelError
 from ovtensor.pipelines.adapters import merge_adapters
 

@@ -7,7 +7,6 @@ import functools
 import importlib
 import math
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ovtensor.engine.copies import with_dtype
 from ovtensor.engine.devices import SIXTEEN_BIT
 from ovtensor.engine.identity import structure, told, versions
-from ovtensor.engine.signals import handed_on
+from ovtensor.engine.process import EXCLUSIVE, handed_on
 from ovtensor.engine.sources import ModuleSource
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.adapters import has_adapters, merge_adapters
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 
 
 _LIBRARIES = ("diffusers", "transformers")
-# They patch torch while they load; two threads at once would leave it patched for the process.
-LOADING = threading.RLock()
 
 
 class FolderSource:
@@ -74,7 +71,7 @@ class FolderSource:
     def meta_module(self) -> Any:
         """See :class:`Source`."""
         try:
-            with LOADING, torch.device("meta"):  # makes the layers and none of their weights
+            with EXCLUSIVE, torch.device("meta"):  # makes the layers and none of their weights
                 if self._library == "diffusers":
                     module = self._class.from_config(self._class.load_config(self._folder))
                 else:
@@ -118,7 +115,7 @@ class FolderSource:
     def load(self, dtype: torch.dtype) -> Any:
         """See :class:`Source`."""
         try:
-            with LOADING:
+            with EXCLUSIVE:
                 module, found = self._class.from_pretrained(
                     self._folder,
                     dtype=dtype,

@@ -1,4 +1,4 @@
-"""What a signal handler raises, handed on as what it is."""
+"""What belongs to the whole process: its signal handlers, and what libraries change of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# transformers patches torch and sets its default dtype while it loads, so that every tensor that is
+# made meanwhile without a dtype gets that one; torch.jit.trace and warnings have such state too. So
+# one thread at a time loads or converts.
+EXCLUSIVE = threading.RLock()
 
 
 @contextlib.contextmanager
