@@ -13,6 +13,7 @@ import openvino as ov
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from openvino import opset13
 from torch import nn
 from torch.nn import functional
@@ -28,6 +29,7 @@ from ovtensor.engine.passes.gated import SplitGates
 from ovtensor.engine.passes.group_norms import GroupNorms
 from ovtensor.engine.passes.int8 import Int8Weights
 from ovtensor.engine.passes.mapped_weights import MappedWeights
+from ovtensor.engine.passes.plain_attention import PlainAttention
 from ovtensor.engine.passes.short_keys import ShortKeys
 from ovtensor.engine.passes.sixteen_bit import SixteenBitWeights
 from ovtensor.engine.passes.startup_fallback import NoStartupFallback
@@ -36,6 +38,7 @@ from ovtensor.errors import ComponentError
 
 WORDS = GraphInput("x", (-1, -1, 64), torch.zeros(2, 5, 64))
 CANARIES = {
+    PlainAttention: "test_sliced_attention_is_traced_for_the_slices_of_the_example",
     SplitGates: "test_a_split_is_executed_and_the_gate_is_not_merged",
     DropOnes: "test_a_product_with_one_takes_the_slowest_kernel",
     FoldUpsample: "test_an_upsampling_is_executed_by_itself",
@@ -59,6 +62,23 @@ def executed(model: ov.Model, hint: str = "f32") -> list[str]:
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     types = [info["layerType"].astype(str) for info in infos if "layerType" in info]
     return [kind for kind in types if kind not in ("Input", "Const", "Output")]
+
+
+def test_sliced_attention_is_traced_for_the_slices_of_the_example():
+    def error(module):
+        """The largest one for another batch than that of the example."""
+        x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = module(x)
+        compiled = core().compile_model(converted(module, WORDS), "CPU")
+        return float(np.abs(compiled(x.numpy())[0] - expected.numpy()).max())
+
+    torch.manual_seed(0)
+    module = Attention(query_dim=64, heads=2, dim_head=32).eval()
+    module.set_attention_slice(1)
+    assert error(module) > 0.01
+    PlainAttention("f32").on_module(module, Path())
+    assert error(module) < 1e-4
 
 
 class Upsampled(nn.Module):

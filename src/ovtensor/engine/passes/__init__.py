@@ -11,6 +11,7 @@ from ovtensor.engine.passes.gated import SplitGates
 from ovtensor.engine.passes.group_norms import GroupNorms
 from ovtensor.engine.passes.int8 import Int8Weights
 from ovtensor.engine.passes.mapped_weights import MappedWeights
+from ovtensor.engine.passes.plain_attention import PlainAttention
 from ovtensor.engine.passes.short_keys import ShortKeys
 from ovtensor.engine.passes.sixteen_bit import SixteenBitWeights
 from ovtensor.engine.passes.startup_fallback import NoStartupFallback
@@ -28,6 +29,7 @@ DISABLE = "OVTENSOR_DISABLE_PASSES"
 # rounded before group norms are made of averages, which are not to be rounded; they are taken out
 # of a model when nothing looks for constants any more.
 PASSES: tuple[type[Pass], ...] = (
+    PlainAttention,
     SplitGates,
     DropOnes,
     FoldUpsample,

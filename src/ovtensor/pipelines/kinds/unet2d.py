@@ -233,6 +233,8 @@ class UNet2D(Kind):
         for key, values in wanted.items():
             if (value := config.get(key)) not in values:
                 return f"it has {key}={value!r}, which its graph does not take"
+        if any(getattr(block, "s1", None) is not None for block in module.up_blocks):
+            return "FreeU is on, whose Fourier transforms OpenVINO lacks (disable_freeu() ends it)"
         if not isinstance(config.cross_attention_dim, int):
             return f"it has cross_attention_dim={config.cross_attention_dim!r}"
         return None
