@@ -20,8 +20,8 @@ _SAVE_MEMORY = ("SlicedAttnProcessor", "SlicedAttnAddedKVProcessor", "XFormersAt
 class PlainAttention(Pass):
     """Put plain attention in place of processors that differ from it only in how they save memory.
 
-    Their loop runs over the slices of the example that is traced, so that a batch or size of another
-    number of slices would be computed in part: another picture, without an error.
+    Their loop runs over the slices of the traced example, so that a batch or size of another number
+    of slices would be computed in part: another picture, without an error.
     """
 
     name = "plain_attention"
