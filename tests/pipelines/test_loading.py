@@ -90,8 +90,9 @@ def test_variants(names, variant, tmp_path):
 
 
 @pytest.mark.slow
-def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
+def test_the_garbage_collector_is_left_alone(tmp_path):
     seen = []
+    before = gc.get_threshold(), gc.get_freeze_count()
     with ovtensor.sdxl_pipeline(
         ovtensor.tiny_sdxl_path(),
         unet="torch",
@@ -99,7 +100,9 @@ def test_nobody_looks_for_garbage_while_a_pipeline_is_loaded(tmp_path):
         on_event=lambda event: seen.append((event.stage, event.component, gc.isenabled())),
     ):
         assert gc.isenabled()
-    assert ("load", "pipeline", False) in seen
+    assert ("load", "pipeline", True) in seen
+    assert all(enabled for _, _, enabled in seen)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
     with pytest.raises(ModelError), ovtensor.sdxl_pipeline(tmp_path):
         pass
     assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""When Python looks for garbage where very many objects are made that stay."""
+"""The command, and it alone, keeps Python from looking for garbage during its own imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from ovtensor.engine.memory import uncollected
+from ovtensor.cli.drawing import _uncollected as uncollected
 
 
 class Ring:
