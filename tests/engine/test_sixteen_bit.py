@@ -16,6 +16,7 @@ from ovtensor.pipelines import sources
 from sdxl_scenes import SCENES, draw, load
 
 F32 = Backend("openvino", precision="f32")
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 ALL = {"unet": F32, "vae": F32, "text_encoders": F32, "progress": False}
 
 
@@ -32,8 +33,8 @@ def model(request, tmp_path_factory):
 def wide(model):
     """Pictures from the same weights, widened before they are converted, and their bytes."""
     own = load()
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        source = sources.folder_sources(model)[name]
+    for name in COMPONENTS:
+        source = sources.folder_sources(model, COMPONENTS)[name]
         setattr(own, name, source.load(torch.float32))
     with ovtensor.split_backends(own, **ALL) as pipe:
         pictures = [draw(pipe, scene, num_inference_steps=4) for scene in SCENES[:2]]
@@ -56,7 +57,7 @@ def test_every_byte_is_that_of_wide_weights(model, wide, tmp_path):
 @needs_bf16
 def test_float16_is_cast_to_bfloat16_in_the_file(model, tmp_path, monkeypatch):
     monkeypatch.setenv("OVTENSOR_MEMORY_LIMIT", "1")  # the embedded UNet counts as large
-    stored = sources.folder_sources(model)
+    stored = sources.folder_sources(model, COMPONENTS)
     bf16 = Backend("openvino", precision="bf16")
     kinds = {"unet": bf16, "vae": bf16, "text_encoders": bf16, "progress": False}
     loaded, load_folder = [], sources.FolderSource.load
@@ -98,7 +99,7 @@ def test_weights_are_not_widened_while_they_are_loaded(model, monkeypatch):
 
 
 def test_what_a_folder_holds(model, tmp_path):
-    found = sources.folder_sources(model)
+    found = sources.folder_sources(model, COMPONENTS)
     dtypes = {source.sixteen_bit for source in found.values()}
     assert len(dtypes) == 1
     assert dtypes <= {torch.float16, torch.bfloat16}
@@ -107,11 +108,11 @@ def test_what_a_folder_holds(model, tmp_path):
     assert found["unet"].size == weights
     shutil.copy(model / "model_index.json", tmp_path)
     unet.save_pretrained(tmp_path / "unet")
-    wide = sources.folder_sources(tmp_path)["unet"]
+    wide = sources.folder_sources(tmp_path, COMPONENTS)["unet"]
     assert (wide.sixteen_bit, wide.size) == (None, weights)
     shutil.rmtree(tmp_path / "unet")
     unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
-    pickled = sources.folder_sources(tmp_path)["unet"]
+    pickled = sources.folder_sources(tmp_path, COMPONENTS)["unet"]
     assert pickled.sixteen_bit is None
     assert pickled.size == pytest.approx(2 * weights, rel=0.05)  # as if of 16 bits
 

@@ -51,7 +51,7 @@ class MemoryPolicy:
     free_activations: float = 1 / 3
 
     def __post_init__(self) -> None:
-        if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
+        if self.limit is not None and not (type(self.limit) is int and self.limit > 0):
             raise InputError(f"a memory limit is a positive number of bytes, not {self.limit!r}")
         for name in ("map_weights", "file_weights", "free_activations"):
             part = getattr(self, name)
