@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import shutil
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -15,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import ovtensor
 from ovtensor import Backend
+from ovtensor.engine.process import EXCLUSIVE
 from sdxl_scenes import SCENES, draw
 
 F32 = Backend("openvino", precision="f32")
-BF16 = Backend("torch", precision="bf16")
 KINDS = ("torch", F32)
 THREADS = 8
 
@@ -69,21 +70,29 @@ def test_eight_threads_cold_and_warm(folders, expected, tmp_path):
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
 
 
-def test_a_conversion_beside_weights_that_are_loaded_in_16_bits(folders, expected):
-    """A library that loads in 16 bits has every tensor of the process made in 16 bits meanwhile."""
-    jobs = [
-        (0, F32, {}),
-        (1, F32, {"vae": F32}),
-        (0, "torch", {"text_encoders": BF16}),
-        (1, "torch", {"text_encoders": BF16}),
-    ]
-    together = threading.Barrier(len(jobs))
-    with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
-        for _ in range(2):
-            running = [
-                pool.submit(drawn, folders[number], unet, together, **options)
-                for number, unet, options in jobs
-            ]
-            for (number, _, options), picture in zip(jobs, running, strict=True):
-                near = 2 if "text_encoders" not in options else 40
-                assert np.abs(picture.result() - expected[number]).max() <= near
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoders"])
+def test_a_conversion_waits_for_weights_that_are_loaded_in_16_bits(part, eager_pictures):
+    """Meanwhile every tensor of the process that is made without a dtype is of these 16 bits."""
+    threads = []
+
+    def load_in_16_bits(begun):
+        with EXCLUSIVE:
+            torch.set_default_dtype(torch.bfloat16)  # as transformers does
+            begun.set()
+            time.sleep(0.3)
+            torch.set_default_dtype(torch.float32)
+
+    def listen(event):
+        if (event.stage, event.state) == ("convert", "started"):
+            begun = threading.Event()
+            threads.append(threading.Thread(target=load_in_16_bits, args=(begun,)))
+            threads[-1].start()
+            assert begun.wait(60)
+
+    kinds = {"unet": "torch", part: F32, "verify": True, "on_event": listen, "progress": False}
+    with ovtensor.sdxl_pipeline(ovtensor.tiny_sdxl_path(), **kinds) as pipe:
+        picture = draw(pipe, SCENES[0])
+    for thread in threads:
+        thread.join()
+    assert threads
+    assert np.abs(picture.astype(int) - eager_pictures[0]).max() <= 2
