@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ovtensor.errors import DatalessTensorError
+from ovtensor.tensors.modes import undisturbed
 from ovtensor.tensors.registry import describe, quick_by_type
 from ovtensor.tensors.targets import Casting, numpy_array, openvino_tensor, torch_tensor
 
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["describe", "to_numpy", "to_openvino", "to_torch"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 def to_numpy(
@@ -82,7 +78,7 @@ def to_numpy(
         quick = quick_by_type.get(type(x))
         if quick is not None and (array := quick(x)) is not None:
             return array
-    return _untraced(numpy_array)(x, dtype, copy, casting)
+    return undisturbed(numpy_array)(x, dtype, copy, casting)
 
 
 def to_torch(
@@ -115,7 +111,7 @@ def to_torch(
     MissingExtraError
         If PyTorch is not installed.
     """
-    return _untraced(torch_tensor)(x, dtype, device, copy, casting)
+    return undisturbed(torch_tensor)(x, dtype, device, copy, casting)
 
 
 def to_openvino(
@@ -143,28 +139,4 @@ def to_openvino(
     MissingExtraError
         If OpenVINO is not installed.
     """
-    return _untraced(openvino_tensor)(x, dtype, copy, casting)
-
-
-def _untraced(work: Work) -> Work:
-    """Keep ``torch.compile`` out of a conversion.
-
-    After a graph broke, dynamo would go on with our own frames, and fail where torch lacks what
-    NumPy does there.
-    """
-    disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
-    torch = sys.modules.get("torch")
-    if disable is None or torch is None:  # or another thread is still importing it
-        return work
-    if torch.compiler.is_dynamo_compiling():
-        raise DatalessTensorError(
-            "there are no values while torch.compile or torch.export traces; "
-            "convert outside of the traced function"
-        )
-    untraced: Work = _disabled(disable, work)
-    return untraced
-
-
-@functools.cache
-def _disabled(disable: Any, work: Any) -> Any:
-    return disable(work)
+    return undisturbed(openvino_tensor)(x, dtype, copy, casting)

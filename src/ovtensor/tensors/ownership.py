@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Need", "settle"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-Need: TypeAlias = Literal["writeable", "contiguous", "forward"]
+Need: TypeAlias = Literal["writeable", "aligned", "contiguous", "forward"]
 
 
 def settle(
@@ -75,8 +75,21 @@ def _unmet(bits: Array, needs: tuple[Need, ...]) -> str | None:
     """Name what keeps an array from being shared with a library."""
     if "writeable" in needs and not bits.flags.writeable:
         return "read-only"
+    if "aligned" in needs and not _is_aligned(bits):
+        return "not aligned to its elements"
     if "contiguous" in needs and not bits.flags.c_contiguous:
         return "not C-contiguous"
     if "forward" in needs and any(step < 0 or step % bits.itemsize for step in bits.strides):
         return "strided in a way that PyTorch lacks"
     return None
+
+
+def _is_aligned(bits: Array) -> bool:
+    """Tell whether vector instructions may load elements where they are.
+
+    NumPy aligns complex numbers to their parts; PyTorch loads them whole.
+    """
+    if not bits.flags.aligned or bits.dtype.kind != "c":
+        return bits.flags.aligned
+    address: int = bits.__array_interface__["data"][0]
+    return address % bits.itemsize == 0

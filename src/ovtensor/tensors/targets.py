@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from ovtensor.errors import ConversionError, MissingExtraError
+from ovtensor.errors import ConversionError, DatalessTensorError, MissingExtraError
 from ovtensor.tensors.cast import check_casting
 from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, installed, native_dtype
 from ovtensor.tensors.ownership import Need, settle
@@ -70,6 +70,11 @@ def torch_tensor(
         bits = bits.view(f"i{bits.dtype.itemsize}")
     with torch._C.DisableTorchFunction():  # noqa: SLF001  a default device must not move it
         out = torch.from_numpy(bits)
+        if type(out) is not torch.Tensor or torch._is_functional_tensor(out):  # noqa: SLF001
+            raise DatalessTensorError(
+                "a trace is being recorded in which new tensors have no values; "
+                "convert outside of the traced function"
+            )
         out = out if target.in_numpy else out.view(carried)
         return _placed(x, out, device, None if copy else copy)
 
@@ -101,8 +106,8 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
     return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
 
 
-_TORCH_NEEDS: tuple[Need, ...] = ("writeable", "forward")
-_OPENVINO_NEEDS: tuple[Need, ...] = ("writeable", "contiguous")
+_TORCH_NEEDS: tuple[Need, ...] = ("writeable", "aligned", "forward")
+_OPENVINO_NEEDS: tuple[Need, ...] = ("writeable", "aligned", "contiguous")
 
 
 def _settle(

@@ -22,7 +22,8 @@ class ProtocolRoute:
     """``__array_interface__``, ``__dlpack__``, ``__array__`` or the buffer protocol.
 
     All of them share memory except ``__array__``, of which nobody knows what it gives: a copy,
-    a view, or the very array that the object works on.
+    a view, or the very array that the object works on. An ``__array_interface__`` tells an address
+    and keeps nothing alive but the object, which may let go of that memory; so may ctypes.
     """
 
     def read(self, x: Any, /) -> HostArray:
@@ -38,8 +39,8 @@ class ProtocolRoute:
             except Exception as error:  # noqa: BLE001  foreign code may raise anything
                 reasons.append(f"{name or 'buffer'}: {error}")
                 continue
-            if name == "__array__" and found.memory is Memory.CALLER:
-                found.memory = Memory.UNKNOWN
+            if found.memory is Memory.CALLER:
+                found.memory = _owner(name, x)
             return found
         raise ConversionError(
             f"{self.describe(x)} gave no array ({'; '.join(reasons)}); "
@@ -50,13 +51,27 @@ class ProtocolRoute:
         """Tell what the object tells about itself."""
         told = self_description(x, "protocols")
         reason = self.why_dataless(x)
+        owner = next(_owner(name, x) for name, _ in _WAYS if name is None or hasattr(x, name))
         return dataclasses.replace(
-            told, has_data=reason is None, reason=reason, zero_copy=reason is None and _shares(x)
+            told,
+            has_data=reason is None,
+            reason=reason,
+            zero_copy=reason is None and _shares(x),
+            owner=owner.value,
         )
 
     def why_dataless(self, x: Any, /) -> str | None:  # noqa: ARG002
         """Say why there are no values, for a library that can tell; None if there are."""
         return None
+
+
+def _owner(protocol: str | None, x: Any) -> Memory:
+    """Tell whose the memory is that a protocol gives."""
+    if protocol == "__array__":
+        return Memory.UNKNOWN
+    resizable = any(base.__module__ == "_ctypes" for base in type(x).__mro__)
+    borrowed = protocol == "__array_interface__" or (protocol is None and resizable)
+    return Memory.BORROWED if borrowed else Memory.CALLER
 
 
 def _shares(x: Any) -> bool:

@@ -1,8 +1,7 @@
 """PyTorch tensors.
 
-The memory of a strided CPU tensor is read through its address, with no operator and no dispatch
-in between: flags such as requires_grad, active modes and subclasses' methods cannot interfere,
-and nothing about the tensor changes. Everything else goes through an operator once.
+The memory of a strided CPU tensor is shown as it is; flags such as requires_grad, active modes and
+subclasses' methods do not interfere. Everything else goes through an operator once.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from ovtensor.tensors.dtypes import BY_NAME, TABLE, installed
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, pinned, qualified_name
 from ovtensor.tensors.packed import unpack
 from ovtensor.tensors.registry import host, read
-from ovtensor.tensors.routes.torch_data import disturbed, peeled, why_dataless
-from ovtensor.tensors.routes.torch_unwrap import Masked, is_plain, unwrap
+from ovtensor.tensors.routes.torch_data import peeled, why_dataless
+from ovtensor.tensors.routes.torch_unwrap import Masked, dispatches, is_plain, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +31,11 @@ __all__ = ["PARAMETER", "PLAIN", "ROUTE", "on_device"]
 _ELEMENT = {
     dtype: row for row in TABLE if (dtype := installed(torch, row.torch, torch.dtype)) is not None
 }
-# How NumPy sees the memory of each type; the parts of a complex32 are float16.
-_TYPESTR = {dtype: row.carrier.str for dtype, row in _ELEMENT.items()}
+# What torch calls the carrier of each type.
+_SHOWN_AS = {
+    dtype: dtype if row.in_numpy else getattr(torch, row.carrier.name)
+    for dtype, row in _ELEMENT.items()
+}
 _CONTIGUOUS, _CONTIGUOUS_OR_OWNED = 0x1, 0x5  # bits of numpy.ndarray.flags.num
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
@@ -59,11 +61,6 @@ class TorchRoute:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
             if x.layout is torch.strided and x.device.type == "cpu" and not x.is_quantized:
                 return _strided(x)
-            if disturbed():
-                raise DatalessTensorError(
-                    f"{ROUTE.describe(x)} cannot be read while a fake-tensor, functorch or "
-                    "dispatch mode is active; leave the mode first"
-                )
             found = host(_strided(_dense(x).cpu()))
         found.memory = Memory.FRESH
         return found
@@ -165,8 +162,10 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.layout is torch.strided else x.to_dense()
 
 
-def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
+def _strided(x: torch.Tensor) -> HostArray:
     """Read memory, then undo what flags and torch's own element types put on top of it."""
+    if (shared := _shared(x)) is not None:
+        return HostArray(shared, _ELEMENT[x.dtype], Memory.CALLER)
     memory = _memory(x)
     if x.dtype is torch.complex32:
         values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
@@ -178,13 +177,11 @@ def _strided(x: torch.Tensor) -> np.ndarray[Any, Any] | HostArray:
             unpack(np.ascontiguousarray(memory), shape, element), element, Memory.FRESH
         )
     element = _ELEMENT[x.dtype]
-    if x.is_conj() or x.is_neg():
-        if not element.in_numpy:
-            memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
-            return HostArray(memory, element, Memory.FRESH)
-        return HostArray(_signed(x, memory), element, Memory.FRESH)
-    owner = Memory.FRESH if x._is_zerotensor() else Memory.CALLER  # noqa: SLF001
-    return HostArray(memory, element, owner)
+    if element.in_numpy:
+        memory = _signed(x, memory)
+    elif x.is_neg():
+        memory = memory ^ element.carrier.type(1 << (element.bits - 1))
+    return HostArray(np.array(memory), element, Memory.FRESH)
 
 
 def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -193,8 +190,30 @@ def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, An
     return np.asarray(np.negative(values)) if x.is_neg() else values
 
 
+def _shared(x: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    """Show the elements as carriers, as a view that keeps the memory whatever becomes of `x`.
+
+    `x` may be given other storage (``x.data = y`` and ``module.to(dtype)`` do that): so another
+    tensor of the same storage stands behind the view. That torch does not free or resize storage
+    which is shown is due to ``Tensor.numpy``. None where that refuses, and where operators on `x`
+    run code of its class.
+    """
+    shown = _SHOWN_AS.get(x.dtype)
+    if shown is None or dispatches(x):
+        return None
+    try:
+        alias = torch.Tensor.detach(x)  # a subclass may have one of its own
+        array: np.ndarray[Any, Any] = (alias if shown is x.dtype else alias.view(shown)).numpy()
+    except (RuntimeError, TypeError):
+        return None
+    return array
+
+
 def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Show the elements of a strided CPU tensor as carriers, as a view that keeps it alive."""
+    """Show the elements of a strided CPU tensor as carriers, only as long as nobody touches `x`.
+
+    By its address, with no operator in between that a subclass or a transform could answer.
+    """
     size, stride, width = tuple(x.shape), x.stride(), x.element_size()
     strides = tuple(step * width for step in stride)
     if x.dtype is torch.complex32:
@@ -205,8 +224,8 @@ def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
         )
     elif x.dtype is torch.float4_e2m1fn_x2:
         typestr = "|u1"
-    elif x.dtype in _TYPESTR:
-        typestr = _TYPESTR[x.dtype]
+    elif x.dtype in _ELEMENT:
+        typestr = _ELEMENT[x.dtype].carrier.str
     else:
         raise ConversionError(
             f"{ROUTE.describe(x)}: no array has this element type; "

@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C import _functorch, _get_tracing_state
 from torch.nn.parameter import is_lazy
 
-__all__ = ["disturbed", "peeled", "why_dataless"]
+__all__ = ["peeled", "why_dataless", "why_traced"]
 
 _RELEASED = (
     "it is a FakeTensor, which stands in for values and holds none. A model gives such results "
@@ -26,22 +26,13 @@ _TRACED = (
 )
 
 
-def disturbed() -> bool:
-    """Tell whether a mode is active under which operators give something else than values."""
-    return (
-        _len_torch_dispatch_stack() > 0
-        or _functorch.peek_interpreter_stack() is not None
-        or _get_tracing_state() is not None
-    )
-
-
 def why_dataless(x: torch.Tensor) -> str | None:
     """Say why a tensor has no values; None if it has.
 
     Call it under ``DisableTorchFunction``: it must not reach a subclass's own methods.
     """
     x = peeled(x)
-    return _why_traced() or _why_unreal(x) or _why_freed(x)
+    return why_traced() or _why_unreal(x) or _why_freed(x)
 
 
 def peeled(x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +42,8 @@ def peeled(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _why_traced() -> str | None:
+def why_traced() -> str | None:
+    """Say whether what is computed now is being recorded."""
     proxy = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
     early = torch._C.DispatchKey.PreDispatch  # noqa: SLF001
     tracing = (
@@ -83,7 +75,10 @@ def _is_functional(x: torch.Tensor) -> bool:
     """Tell whether `x` is a functional tensor of C++, or of Python around one."""
     module = sys.modules.get("torch._subclasses.functional_tensor")
     in_python = module is not None and isinstance(x, module.FunctionalTensor)
-    return in_python or torch._is_functional_tensor(x)  # noqa: SLF001
+    return in_python or any(
+        isinstance(part, torch.Tensor) and torch._is_functional_tensor(part)  # noqa: SLF001
+        for part in (x, *vars(x).values())
+    )
 
 
 def _is_fake(x: torch.Tensor) -> bool:

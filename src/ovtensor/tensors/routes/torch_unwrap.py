@@ -6,6 +6,7 @@ dispatch, and memory is believed only if the subclass itself reports the same el
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 
 from ovtensor.errors import ConversionError
+from ovtensor.tensors.routes.torch_data import why_dataless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Masked", "is_plain", "unwrap"]
+__all__ = ["Masked", "dispatches", "is_plain", "unwrap"]
 
 # Conversions that subclasses offer, in the order in which they are asked for.
 # as_tensor comes before to_dense, which of a list of edges makes a matrix.
@@ -90,7 +92,17 @@ def _simpler(x: torch.Tensor, method: str, own: Callable[[Any], Any]) -> Any:
 
 
 def _by_operator(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
-    """Copy under the subclass's own dispatch, or believe memory that it agrees with."""
+    """Copy under the subclass's own dispatch, or believe memory that it agrees with.
+
+    An operator that computes ends the process where the subclass hands it a functional tensor, so
+    that one comes first which only makes a view.
+    """
+    with contextlib.suppress(Exception):
+        view = torch.ops.aten.detach.default(x)
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            dataless = isinstance(view, torch.Tensor) and why_dataless(view) is not None
+        if dataless:
+            return view  # which is refused with the reason
     try:
         out = torch.ops.aten.clone.default(x)
     except Exception:  # noqa: BLE001  the subclass's code may raise anything
@@ -110,7 +122,7 @@ def _by_operator(x: torch.Tensor, values: Callable[[torch.Tensor], Any]) -> Any:
             and candidate.dtype == x.dtype
             and _agree(x, candidate, values)
         ):
-            return candidate if candidate is not x else values(x)
+            return candidate if candidate is not x else values(x).copy()  # `x` may move
     raise ConversionError(f"{_name(x)} has no known way to a plain tensor; {_teach(x)}")
 
 
