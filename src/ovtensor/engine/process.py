@@ -57,7 +57,8 @@ class _Watch:
                 signal.signal(number, self._handlers[number][1])
 
     def end(self) -> None:
-        self._late = late = []
+        late: list[Callable[[], Any]] = []
+        self._late = late
         for number, (handler, watching) in self._handlers.items():
             if signal.getsignal(number) is watching:  # nobody has set another one since
                 signal.signal(number, handler)
