@@ -162,13 +162,13 @@ def test_in_a_folder_too(case, own, no_conversion, tmp_path):
         ovtensor.sdxl_pipeline(tmp_path, **dict.fromkeys(TORCH, F32), progress=False).__enter__()
 
 
-def test_subclasses_are_of_their_base_classes_kind(own, converted):
+def test_subclasses_are_of_their_base_classes_kind(own):
     class OfSomebodys(UNet2DConditionModel):
         pass
 
     expected = draw(own, SCENES[0], num_inference_steps=2).astype(int)
     own.unet.__class__ = OfSomebodys
-    with ovtensor.split_backends(own, unet=F32, cache=converted, progress=False) as pipe:
+    with ovtensor.split_backends(own, unet=F32, progress=False) as pipe:
         assert np.abs(draw(pipe, SCENES[0], num_inference_steps=2) - expected).max() <= 2
 
 

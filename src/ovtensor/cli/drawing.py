@@ -183,12 +183,16 @@ def _uncollected() -> Iterator[None]:
     were imported. Afterwards they count as old, or the next collection would go through them all.
     The process is ours here; the library leaves its user's collector alone.
     """
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.unfreeze()  # into the oldest generation
+        if not gc.get_freeze_count():  # else there are some that their owner keeps frozen
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         gc.enable()
 
 
