@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import ovtensor
 from ovtensor import Backend
@@ -59,8 +60,6 @@ def test_unknown_components_are_refused_at_once(name):
 
 
 def test_a_component_of_another_family_is_refused_on_entering(eager_pipeline):
-    from diffusers import StableDiffusionPipeline
-
     parts = eager_pipeline.components
     plain = StableDiffusionPipeline(
         vae=parts["vae"],
@@ -73,7 +72,7 @@ def test_a_component_of_another_family_is_refused_on_entering(eager_pipeline):
                 "cross_attention_dim": parts["text_encoder"].config.hidden_size,
             }
         ),
-        scheduler=parts["scheduler"],
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
