@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 import ovtensor
 from ovtensor import Backend
-from ovtensor.cache import ScratchStore
 from ovtensor.errors import ModelError
 from ovtensor.pipelines.sources import folder_sources
 from sdxl_scenes import SCENES, draw
@@ -60,12 +59,13 @@ def test_the_index_of_shards_is_in_the_key(sharded, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", INDEX, "other.index.json"])
-def test_what_else_is_read_is_in_the_key(name, sharded):
+def test_what_else_is_read_is_in_the_key(name, sharded, tmp_path):
     model, _ = sharded
+    store = ovtensor.ModelCache(tmp_path / "cache")  # which looks into files
 
     def fields():
         (source,) = folder_sources(model, ["text_encoder"]).values()
-        return source.key_fields(ScratchStore())
+        return source.key_fields(store)
 
     before = fields()
     path = model / "text_encoder" / name
