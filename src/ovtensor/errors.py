@@ -71,7 +71,8 @@ class OvtensorError(Exception):
         step: int | None = None,
         tensor: object = None,
     ) -> None:
-        super().__init__(*args)
+        # `__new__` has kept args; torch.compile could not trace a call of the builtin's `__init__`.
+        del args
         self.component = component
         self.device = device
         self.step = step
@@ -98,8 +99,8 @@ class MissingExtraError(OvtensorError, ImportError):
     """A package of one of the extras is not installed; the message has the install command."""
 
     def __init__(self, *args: object, name: str | None = None, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        self.name = name
+        ImportError.__init__(self, *args, name=name)  # which keeps its message apart
+        OvtensorError.__init__(self, *args, **fields)
 
     @classmethod
     def of(cls, needed_by: str, package: str) -> MissingExtraError:

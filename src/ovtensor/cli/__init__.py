@@ -2,7 +2,7 @@
 
 Exit status 0 for success, 2 with one line on standard error for arguments that cannot be right,
 1 with one line for a run that failed, and 130 for one that was interrupted. Nothing is said where
-nobody reads standard output any more; the status is 1 then.
+nobody reads standard output any more; the status is 1 then, but for help and version.
 
 Whatever takes time is imported while `main` runs, so that an interrupt is heard meanwhile.
 """
