@@ -86,7 +86,7 @@ class DeferredRunner:
 
     def __init__(self, name: str, make: Callable[[], Runner]) -> None:
         self.name = name
-        self._make = make
+        self._make: Callable[[], Runner] | None = make
         self._making = threading.RLock()
         self._runner: Runner | None = None
         self._closed = False
@@ -106,7 +106,7 @@ class DeferredRunner:
     def open(self) -> Runner:
         """Make the runner now."""
         with self._making:
-            if self._closed:
+            if self._closed or self._make is None:
                 raise closed_error(self.name)
             if self._runner is None:
                 with torch.autocast("cpu", enabled=False):  # as where a session is opened
@@ -121,7 +121,7 @@ class DeferredRunner:
     def close(self) -> None:
         """See :class:`Runner`."""
         with self._making:
-            self._closed = True
+            self._closed, self._make = True, None  # which holds a module, or where it comes from
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
