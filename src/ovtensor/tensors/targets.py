@@ -100,9 +100,9 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
     if target.name == "str":
         return openvino.Tensor(bits)
     if target.packed:
-        if bits.ndim == 0:
-            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
-        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
+        out = openvino.Tensor(kind, openvino.Shape(bits.shape))
+        out.data.view(np.uint8)[...] = pack(bits, target)
+        return out
     return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
 
 
