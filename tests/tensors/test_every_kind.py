@@ -15,6 +15,7 @@ from PIL import Image
 
 import ovtensor
 from ovtensor.errors import ConversionError
+from ovtensor.tensors.dtypes import BY_OPENVINO
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
@@ -185,3 +186,38 @@ def test_a_view_is_always_shared(kind):
     if converts(x, copy=False, dtype="native"):
         first, second = (ovtensor.to_numpy(x, copy=False, dtype="native") for _ in range(2))
         assert first.ctypes.data == second.ctypes.data
+
+
+def of_no_dimension():
+    """Make one of each kind whose values have no dimension."""
+    one = torch.tensor(1.0)
+    yield from (one, torch.nn.Parameter(one), one.to_sparse(), torch._efficientzerotensor(()))
+    yield from (one.to(dtype) for dtype in (torch.bfloat16, torch.float8_e5m2, torch.complex32))
+    yield from (torch.tensor(1 + 2j).conj(), torch.tensor(1 + 2j).conj().imag)
+    yield torch.quantize_per_tensor(one, 1, 0, torch.quint8)
+    yield from (np.float32(1), np.array(1, ">i4"), np.array(1, object))
+    yield from (np.ma.masked, np.ma.array(1, mask=False))
+    yield from (np.array(1).astype(dtype) for dtype in (ml_dtypes.bfloat16, ml_dtypes.int4))
+    for name in set(BY_OPENVINO) - {"string"}:
+        yield ov.Tensor(getattr(ov.Type, name), ov.Shape([]))
+    yield from (ops.constant(np.float32(1)), ctypes.c_int(1), 1, 1.5, True, 2j)
+
+
+@pytest.mark.parametrize("copy", [None, True])
+@pytest.mark.parametrize("dtype", [None, "native", "float32", "int4", "bfloat16", "u1", "c8"])
+def test_values_of_no_dimension_come_as_arrays(dtype, copy):
+    """NumPy makes a scalar of an array of no dimension with every operation on it."""
+    for x in of_no_dimension():
+        try:
+            out = ovtensor.to_numpy(x, dtype=dtype, copy=copy, casting="unsafe")
+        except ConversionError:
+            assert dtype == "native"
+            continue
+        assert isinstance(out, np.ndarray), x
+        assert out.shape == ()
+        if np.ma.isMaskedArray(x):
+            continue
+        tensor = ovtensor.to_torch(x, copy=copy)
+        assert tensor.shape == ()
+        if not tensor.is_complex():
+            assert ovtensor.to_openvino(x, copy=copy).shape == ov.Shape([])

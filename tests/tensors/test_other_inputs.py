@@ -108,7 +108,7 @@ class Sulky:
         ([2**60 + 1, 0.5], "int64 to float64 would change values"),
         (np.str_("a"), "numpy.str_ is a string"),
         (np.array(["a", 1], dtype=object), "object.*holds a builtins.str"),
-        (np.array([2**70], dtype=object), "numbers too large"),
+        (np.array([2**70], dtype=object), "beyond 64 bits"),
         (np.array([1, None], dtype=object), "holds a builtins.NoneType"),
         (np.zeros(2, [("a", "f4")]), "no plain numbers.*field"),
         (np.zeros(2, "M8[D]"), "datetime64.*no plain numbers"),

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ovtensor.errors import ConversionError, InputError
+from ovtensor.tensors.dtypes import BY_NUMPY
 from ovtensor.tensors.narrow import decode, encode
 from ovtensor.tensors.packed import sign_extended
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ovtensor.tensors.dtypes import ElementType
 
-__all__ = ["check_casting", "recode", "widen"]
+__all__ = ["check_casting", "promote", "recode", "widen"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -29,6 +32,20 @@ def widen(bits: Array, element: ElementType) -> Array:
     if element.numpy is not None or element.integral:
         return bits
     return decode(bits, element)
+
+
+def promote(arrays: Sequence[Array]) -> tuple[list[Array], ElementType]:
+    """Bring arrays of numbers to the type that NumPy promotes theirs to.
+
+    Raises
+    ------
+    ConversionError
+        If that type cannot hold a value of them, or there is text among numbers.
+    """
+    target = BY_NUMPY.get(np.result_type(*(array.dtype for array in arrays)))
+    if target is None:
+        raise ConversionError("there is text beside numbers; convert them one by one")
+    return [recode(a, BY_NUMPY[a.dtype], target, "same_value") for a in arrays], target
 
 
 def recode(bits: Array, source: ElementType, target: ElementType, casting: str) -> Array:

@@ -158,17 +158,25 @@ BY_NATIVE = {row.native: row for row in TABLE if row.native is not None}
 def element_of(dtype: Any) -> ElementType:
     """Find the row of a dtype in any of the libraries' words, or by its name.
 
+    A word that OpenVINO has means what OpenVINO means by it: ``"u8"`` has eight bits. What NumPy
+    calls so is ``"uint64"``, or ``"=u8"`` with a byte order.
+
     Raises
     ------
     ConversionError
         If no row answers to it.
     """
+    row: ElementType | None = None
     if hasattr(dtype, "get_type_name"):  # openvino.Type
         row = BY_OPENVINO.get(dtype.get_type_name())
-    elif (name := str(dtype)).startswith("torch."):
-        row = BY_TORCH.get(name.removeprefix("torch."))
-    elif (row := BY_NAME.get(dtype) if isinstance(dtype, str) else None) is None:
-        row = _numpy_element(dtype)
+    elif isinstance(dtype, str):
+        row = BY_OPENVINO.get(dtype, BY_NAME.get(dtype))
+    if row is None:
+        library, _, name = str(dtype).rpartition(".")
+        if library == "torch":
+            row = BY_TORCH.get(name)
+        else:  # TensorFlow's types have a name, those of the array API are written with a module
+            row = _numpy_element(dtype) or BY_NAME.get(str(getattr(dtype, "name", name)))
     if row is None:
         raise ConversionError(
             f"dtype={dtype!r} is no element type that is known here; give one of "
@@ -180,7 +188,7 @@ def element_of(dtype: Any) -> ElementType:
 def _numpy_element(dtype: Any) -> ElementType | None:
     try:
         wanted = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
+    except Exception:  # noqa: BLE001  of what is no type at all NumPy raises various errors
         return None
     return (
         BY_NAME["str"] if wanted.kind == "U" else BY_NUMPY.get(wanted, BY_NATIVE.get(wanted.name))

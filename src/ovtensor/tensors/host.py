@@ -41,12 +41,15 @@ class HostArray:
         Who owns them.
     mask : numpy.ndarray or None
         True where a value is masked out.
+    masked : numpy.ma.MaskedArray or None
+        Where the mask is from, which has a fill value and may have a hard mask.
     """
 
     bits: np.ndarray[Any, Any]
     element: ElementType
     memory: Memory
     mask: np.ndarray[Any, Any] | None = None
+    masked: np.ma.MaskedArray[Any, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -65,6 +65,15 @@ OWN = [
     *_own("openvino_objects", "openvino._pyopenvino.CompiledModel", "openvino.Model"),
     *_own("openvino_objects", "openvino.utils.data_helpers.wrappers.OVDict"),
     *_own("numpy_", "numpy.ndarray", "numpy.generic"),
+    *_own(
+        "columns:PANDAS", "pandas.Series", "pandas.Index", "pandas.api.extensions.ExtensionArray"
+    ),
+    *_own("columns:PANDAS_TABLE", "pandas.DataFrame"),
+    *_own("columns:ARROW", "pyarrow.Array", "pyarrow.ChunkedArray"),
+    *_own("columns:ARROW_TABLE", "pyarrow.Table", "pyarrow.RecordBatch"),
+    *_own("columns:POLARS", "polars.Series"),
+    *_own("columns:POLARS_TABLE", "polars.DataFrame"),
+    *_own("foreign:DASK", "dask.array.Array", "dask.dataframe.DataFrame", "dask.dataframe.Series"),
     *_own("foreign:SCIPY", "scipy.sparse.sparray", "scipy.sparse.spmatrix"),
     *_own("foreign:PILLOW", "PIL.Image.Image"),
     *_own("foreign:CUPY", "cupy.ndarray"),
@@ -74,7 +83,7 @@ OWN = [
     *_own("foreign:TF_SPARSE", "tensorflow.SparseTensor"),
     *_own("foreign:SYMBOLIC", "jax.core.Tracer", "keras.KerasTensor"),
     *_own("python_", "builtins.bool", "builtins.int", "builtins.float", "builtins.complex"),
-    *_own("python_", "builtins.list", "builtins.tuple"),
+    *_own("python_", "builtins.list", "builtins.tuple", "builtins.range", "collections.deque"),
     *_own("python_:FOUND", "ovtensor.tensors.host.HostArray"),
 ]
 PROTOCOLS = _own("protocols", "any.type")[0]

@@ -54,6 +54,9 @@ def settle(
             f"{source.name} to {target.name} takes a copy and copy=False forbids it; "
             f"{instead}drop copy=False"
         )
+    if found.mask is not None and casting == "same_value":
+        recode(found.bits[~found.mask], source, target, casting)
+        casting = "unsafe"  # what is hidden may change
     bits = recode(found.bits, source, target, casting)
     fresh = bits is not found.bits or found.memory is Memory.FRESH
     unmet = _unmet(bits, needs)

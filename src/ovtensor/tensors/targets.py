@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ import numpy as np
 from ovtensor.errors import ConversionError, DatalessTensorError, MissingExtraError
 from ovtensor.tensors.cast import check_casting
 from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, installed, native_dtype
+from ovtensor.tensors.host import Memory
 from ovtensor.tensors.ownership import Need, settle
 from ovtensor.tensors.packed import pack
 from ovtensor.tensors.registry import describe, host, read
@@ -36,13 +38,31 @@ def numpy_array(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> Arra
         native = isinstance(dtype, str) and dtype == "native"
         target = found.element if native else element_of(dtype)
         view_as = native_dtype(target)
-    values = _settle(x, found, target, copy, casting)
+    bits = values = _settle(x, found, target, copy, casting)
     if view_as is not None and not target.in_numpy:
         # ml_dtypes keeps its integers in a byte each, as the carriers do
         values = values.view(view_as) if not target.integral else values.astype(view_as)
-    if found.mask is not None:
-        return np.ma.MaskedArray(values, found.mask, copy=False)
-    return values
+    if found.mask is None:
+        return values
+    shared = bits is found.bits and found.memory is not Memory.FRESH
+    return _masked(values, found.mask if shared else found.mask.copy(), found.masked)
+
+
+def _masked(values: Array, mask: Array, source: np.ma.MaskedArray[Any, Any] | None) -> Array:
+    """Mask values as a source has them masked: with its fill value, if it was given one."""
+    out = np.ma.MaskedArray(values, mask)
+    if source is None:
+        return out
+    if source.hardmask:
+        out.harden_mask()
+    fill = source.fill_value
+    if fill != np.ma.default_fill_value(source):
+        # not of a type that cannot hold it
+        with contextlib.suppress(TypeError, ValueError), np.errstate(all="ignore"):
+            out.fill_value = fill
+            if not np.array_equal(out.fill_value, fill, equal_nan=values.dtype.kind in "fc"):
+                out.fill_value = None
+    return out
 
 
 def torch_tensor(
@@ -100,9 +120,9 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
     if target.name == "str":
         return openvino.Tensor(bits)
     if target.packed:
-        if bits.ndim == 0:
-            raise ConversionError(f"{_given(x)}: OpenVINO has no {target.name} of no dimension")
-        return openvino.Tensor(pack(bits, target), openvino.Shape(bits.shape), kind)
+        out = openvino.Tensor(kind, openvino.Shape(bits.shape))
+        out.data.view(np.uint8)[...] = pack(bits, target)
+        return out
     return openvino.Tensor(bits, openvino.Shape(bits.shape), kind)
 
 

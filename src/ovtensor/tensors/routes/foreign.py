@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CUPY",
+    "DASK",
     "JAX",
     "JAX_SPARSE",
     "PILLOW",
@@ -53,6 +54,11 @@ def pixels(x: Any) -> Any:
 def to_host(x: Any) -> Any:
     """Copy a CuPy array from its device; CuPy refuses to do that implicitly."""
     return x.get()
+
+
+def computed(x: Any) -> Any:
+    """Compute a lazy collection; what comes may have a mask, which ``__array__`` drops."""
+    return x.compute()
 
 
 class SymbolicRoute:
@@ -114,7 +120,7 @@ class TensorflowRoute(ProtocolRoute):
         return "it stands for values in a tf.function or a graph; convert outside of that"
 
 
-SCIPY, PILLOW, CUPY = Unwrap(dense), Unwrap(pixels), Unwrap(to_host)
+SCIPY, PILLOW, CUPY, DASK = Unwrap(dense), Unwrap(pixels), Unwrap(to_host), Unwrap(computed)
 JAX, JAX_SPARSE = JaxRoute(), Unwrap(dense_jax)
 TENSORFLOW, TF_SPARSE = TensorflowRoute(), Unwrap(dense_tensorflow)
 SYMBOLIC, PROXY = SymbolicRoute(), ProxyRoute()

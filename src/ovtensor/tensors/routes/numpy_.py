@@ -10,6 +10,7 @@ import numpy as np
 from ovtensor.errors import ConversionError
 from ovtensor.tensors.dtypes import BY_NAME, BY_NATIVE, BY_NUMPY, BY_OPENVINO, ElementType
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
+from ovtensor.tensors.routes.exact import exact_numbers
 
 __all__ = ["ROUTE"]
 
@@ -29,6 +30,7 @@ class NumpyRoute:
         found = _read_array(x.view(np.ndarray), _owner(x), x)
         if isinstance(x, np.ma.MaskedArray):
             found.mask = np.ma.getmaskarray(x)
+            found.masked = x.view(np.ma.MaskedArray)
         if found.memory is Memory.CALLER and found.mask is None and found.element.numpy:
             return found.bits
         return found
@@ -69,9 +71,8 @@ def _read_array(array: np.ndarray[Any, Any], memory: Memory, source: Any) -> Hos
         array = array.astype(dtype.newbyteorder("="))
         memory = Memory.FRESH
     if dtype.kind == "O":
-        return HostArray(
-            _numbers(array, source), BY_NUMPY[_numbers(array, source).dtype], Memory.FRESH
-        )
+        values = _numbers(array, source)
+        return HostArray(values, BY_NUMPY[values.dtype], Memory.FRESH)
     if dtype.kind == "U":
         return HostArray(array, BY_NAME["str"], memory)
     element: ElementType | None = BY_NUMPY.get(array.dtype)
@@ -98,17 +99,18 @@ def _true_element(array: np.ndarray[Any, Any], element: ElementType, memory: Mem
 
 
 def _numbers(array: np.ndarray[Any, Any], source: Any) -> np.ndarray[Any, Any]:
-    """Turn an object array of numbers into an array of numbers."""
-    wrong = [item for item in array.flat if not isinstance(item, numbers.Number | np.bool_)]
-    plain = None
-    if not wrong:
-        plain = np.array(array.tolist()) if array.size else np.zeros(array.shape)
-    if plain is None or plain.dtype not in BY_NUMPY:
-        what = f"a {qualified_name(type(wrong[0]))}" if wrong else "numbers too large"
-        raise ConversionError(
-            f"{ROUTE.describe(source)} holds {what}; convert its items one by one"
-        )
-    return plain
+    """Turn an object array of numbers into an array of numbers; what a mask hides counts as 0."""
+    items = array.ravel().tolist()
+    if isinstance(source, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(source).ravel().tolist()
+        items = [0 if is_hidden else item for item, is_hidden in zip(items, hidden, strict=True)]
+    for item in items:
+        if not isinstance(item, numbers.Number | np.bool_):
+            raise ConversionError(
+                f"{ROUTE.describe(source)} holds a {qualified_name(type(item))}; "
+                "convert its items one by one"
+            )
+    return exact_numbers(items, source).reshape(array.shape)
 
 
 ROUTE = NumpyRoute()

@@ -90,7 +90,7 @@ _DLPACK_CPU = 1
 _WAYS = (
     ("__array_interface__", np.asarray),
     ("__dlpack__", np.from_dlpack),
-    ("__array__", np.asarray),
+    ("__array__", np.asanyarray),  # which keeps a mask
     (None, lambda x: np.asarray(memoryview(x))),
 )
 ROUTE = ProtocolRoute()
