@@ -86,7 +86,7 @@ def test_types_of_tensorflow_are_words_too(need):
     [
         "float7", "", " ", "i4,i4", "(2,2)f4", "O", "S5", "V4", "M8[s]", "torch.foo", "torch.",
         ov.Type.dynamic, object, bytes, [], {}, 5, torch.Tensor, torch.uint3, torch.qint8,
-        [("a", "nonsense")], {"names": ["a"], "formats": ["i4"], "offsets": [-1]}, object(),
+        [("a", "nonsense")], {"names": ["a"], "formats": ["i4"], "offsets": [-1]}, NotImplemented,
     ],
     ids=repr,
 )  # fmt: skip
