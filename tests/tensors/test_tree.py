@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime as dt
+import decimal
+import fractions
+import io
+import mmap
+import pathlib
+import re
 import types
+import unittest.mock
+import uuid
 import warnings
 
 import numpy as np
@@ -180,3 +189,99 @@ def test_ragged_tensors_part_by_part():
 def test_one_bad_tensor_fails_the_tree():
     with pytest.raises(ConversionError, match="meta"):
         ovtensor.tree_to_numpy({"a": [torch.ones(1), torch.ones(1, device="meta")]})
+
+
+def no_numbers():
+    """Make one of each kind that a batch of a data loader may hold beside tensors."""
+
+    class Plain:
+        pass
+
+    return [
+        "a cat", b"raw", bytearray(b"raw"), None, True, 4, 2.5, 1j, decimal.Decimal(1),
+        fractions.Fraction(1, 2), dt.date(2020, 1, 1), dt.timedelta(1),
+        dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), pathlib.Path("a"),
+        uuid.UUID(int=1), re.compile("a"), range(3),
+        {1, 2}, frozenset([1]), Plain(), Plain, len, torch.nn.Linear(1, 1), torch.float32,
+        torch.device("cpu"), torch.Generator(), np.dtype("f4"), np.float32(1), np.str_("a"),
+        np.datetime64("2020"), ov.Type.f32, slice(1), ..., mmap.mmap(-1, 8), io.BytesIO(b"a"),
+        Image.new("L", (1, 1)), unittest.mock.Mock(), unittest.mock.MagicMock(),
+        # arrays too, if there is no number in them
+        np.array(["2020"], "M8[D]"), np.array([1], "m8[s]"), np.array([b"a"]),
+        np.array(["a", None], object), np.array([{"a": 1}], object), np.zeros(1, [("a", "i4")]),
+        np.array([dt.date(2020, 1, 1)], object), np.array([pathlib.Path("a")]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_what_is_no_number_stays_as_it_is(convert, dtype):
+    function, wanted = convert
+    batch = {str(place): item for place, item in enumerate(no_numbers())}
+    tree = {"pixel_values": torch.ones(2), **batch, "again": list(batch.values())}
+    out = function(tree, dtype=dtype)
+    assert isinstance(out["pixel_values"], wanted)
+    for place, item in batch.items():
+        assert out[place] is item, item
+    for new, old in zip(out["again"], batch.values(), strict=True):
+        assert new is old
+
+
+def test_text_goes_where_there_is_text():
+    """NumPy and OpenVINO have text, PyTorch has none."""
+    text = np.array(["a", "b"])
+    for x in (text, ov.Tensor(text)):
+        assert isinstance(ovtensor.tree_to_numpy([x])[0], np.ndarray)
+        assert isinstance(ovtensor.tree_to_openvino([x])[0], ov.Tensor)
+        assert ovtensor.tree_to_torch([x])[0] is x
+        for function, _ in CONVERT.values():
+            assert function([x], dtype="float32")[0] is x
+
+
+class Raises:
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("on another device")
+
+
+def test_what_has_numbers_does_not_stay_behind(convert):
+    """A tensor is never left as it was without a word."""
+    function, _ = convert
+    objects = np.empty(2, object)
+    objects[:] = [torch.ones(1), "a"]
+    for x in (objects, np.array([2**70], object), torch.ones(1, device="meta"), Raises()):
+        with pytest.raises(ConversionError):
+            function({"x": x})
+
+
+def test_deques_are_containers(convert):
+    function, wanted = convert
+    tree = collections.deque([torch.ones(1), "a", 3], maxlen=5)
+    out = function(tree)
+    assert type(out) is collections.deque
+    assert out.maxlen == 5
+    assert isinstance(out[0], wanted)
+    assert list(out)[1:] == ["a", 3]
+    assert isinstance(tree[0], torch.Tensor)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_text_of_tensorflow_stays_as_it_is(need, convert):
+    tf = need("tensorflow")
+    function, wanted = convert
+    x = tf.constant(["a"])
+    out = function({"text": x, "numbers": tf.constant([1.0])})
+    assert out["text"] is x
+    assert isinstance(out["numbers"], wanted)
+
+
+def test_columns_of_text_and_dates_stay_as_they_are(need, convert):
+    function, wanted = convert
+    pd, pa, pl = need("pandas"), need("pyarrow"), need("polars")
+    stay = [
+        pd.Series(["a", None]), pd.Series(pd.to_datetime(["2020"])), pd.Timestamp("2020"), pd.NA,
+        pd.DataFrame({"a": [1], "b": ["c"]}), pa.array(["a", None]),
+        pa.array([1, None], pa.date32()), pl.Series([1, None], dtype=pl.Date),
+    ]  # fmt: skip
+    out = function([*stay, pd.Series([1, 2]), pa.array([1, 2]), pl.Series([1, 2])])
+    for new, old in zip(out, stay, strict=False):
+        assert new is old
+    assert [type(x) for x in out[-3:]] == [wanted] * 3

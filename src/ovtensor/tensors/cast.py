@@ -8,6 +8,7 @@ import numpy as np
 
 from ovtensor.errors import ConversionError, InputError
 from ovtensor.tensors.dtypes import BY_NUMPY
+from ovtensor.tensors.host import NoNumbersError
 from ovtensor.tensors.narrow import decode, encode
 from ovtensor.tensors.packed import sign_extended
 
@@ -63,7 +64,8 @@ def recode(bits: Array, source: ElementType, target: ElementType, casting: str) 
     values = widen(bits, source)
     checked = casting == "same_value"
     if (values.dtype.kind == "U") != (target.name == "str"):
-        raise ConversionError(f"{source.name} was given and {target.name} wanted: not both numbers")
+        error = NoNumbersError if source.name == "str" else ConversionError
+        raise error(f"{source.name} was given and {target.name} wanted: not both numbers")
     with np.errstate(all="ignore"):
         if values.dtype.kind == "c" and target.carrier.kind != "c":
             _demand(not checked or not values.imag.any(), source, target, "an imaginary part")

@@ -6,12 +6,25 @@ import dataclasses
 import enum
 from typing import TYPE_CHECKING, Any
 
+from ovtensor.errors import ConversionError
+
 if TYPE_CHECKING:
     import numpy as np
 
     from ovtensor.tensors.dtypes import ElementType
 
-__all__ = ["HostArray", "Memory", "TensorInfo", "pinned", "qualified_name"]
+__all__ = [
+    "HostArray",
+    "Memory",
+    "NoNumbersError",
+    "TensorInfo",
+    "pinned",
+    "qualified_name",
+]
+
+
+class NoNumbersError(ConversionError):
+    """Text, dates or other objects where numbers were wanted: a tree leaves them as they are."""
 
 
 class Memory(enum.Enum):

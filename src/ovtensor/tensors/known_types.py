@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ovtensor.tensors.route import Route
 
-__all__ = ["OWN", "PROTOCOLS", "Entry", "speaks_a_protocol"]
+__all__ = ["OWN", "PROTOCOLS", "Entry", "object_speaks", "type_speaks"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,12 +89,26 @@ OWN = [
 PROTOCOLS = _own("protocols", "any.type")[0]
 
 
-def speaks_a_protocol(cls: type) -> bool:
+_NAMES = ("__array_interface__", "__array__", "__dlpack__")
+
+
+def type_speaks(cls: type) -> bool:
     """Tell whether a type has one of the array protocols, or the buffer protocol."""
-    protocols = ("__array_interface__", "__array__", "__dlpack__")
     return not issubclass(cls, str) and (
-        any(hasattr(cls, name) for name in protocols) or _has_buffer(cls)
+        any(hasattr(cls, name) for name in _NAMES) or _has_buffer(cls)
     )
+
+
+def object_speaks(x: object) -> bool:
+    """Tell whether an object has one of the array protocols of its own, as NumPy asks for them."""
+    if isinstance(x, type):
+        return False
+    try:
+        return any(
+            callable(found := getattr(x, name, None)) or isinstance(found, dict) for name in _NAMES
+        )
+    except Exception:  # noqa: BLE001  odd objects raise anything
+        return False
 
 
 def _has_buffer(cls: type) -> bool:

@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import importlib.metadata
 import threading
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from ovtensor.errors import ConversionError, InputError
 from ovtensor.tensors.dtypes import BY_NAME, BY_NUMPY
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
-from ovtensor.tensors.known_types import OWN, PROTOCOLS, Entry, speaks_a_protocol
+from ovtensor.tensors.known_types import OWN, PROTOCOLS, Entry, object_speaks, type_speaks
 from ovtensor.tensors.route import QuickRoute, Route, self_description
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "read",
     "register_route",
     "route_for",
+    "route_of",
 ]
 
 ENTRY_POINTS = "ovtensor.routes"
@@ -85,7 +87,7 @@ def route_for(cls: type) -> Route | None:
     if best is not None:
         route: Route | None = best[1].load()
     else:
-        route = PROTOCOLS.load() if speaks_a_protocol(cls) else None
+        route = PROTOCOLS.load() if type_speaks(cls) else None
     with _lock:
         if route is not None and registered == tuple(_registered):
             if isinstance(route, QuickRoute):
@@ -100,16 +102,27 @@ def forget_types() -> None:
     quick_by_type.clear()
 
 
-def read(x: Any) -> np.ndarray[Any, Any] | HostArray:
-    """Find the values of `x` through the route of its type."""
+def route_of(x: Any) -> Route | None:
+    """Return the route of an object: that of its type, or of a protocol that it alone speaks."""
     cls = type(x)
     route = _by_type.get(cls) or route_for(cls)
-    if route is None:
-        raise ConversionError(
-            f"{qualified_name(cls)} is no tensor, array or number; "
-            "teach a type with ovtensor.register_route, convert a container with tree_to_numpy"
-        )
-    return route.read(x)
+    return PROTOCOLS.load() if route is None and object_speaks(x) else route
+
+
+def read(x: Any) -> np.ndarray[Any, Any] | HostArray:
+    """Find the values of `x` through its route."""
+    route = route_of(x)
+    if route is not None:
+        return route.read(x)
+    if x is None:
+        advice = "check what gave it"
+    elif hasattr(type(x), "state_dict"):
+        advice = "convert its weights with tree_to_numpy(x.state_dict())"
+    elif isinstance(x, Mapping | Set) or dataclasses.is_dataclass(x):
+        advice = "convert what it contains with tree_to_numpy"
+    else:
+        advice = "teach its type with ovtensor.register_route"
+    raise ConversionError(f"{qualified_name(type(x))} is no tensor, array or number; {advice}")
 
 
 def host(found: np.ndarray[Any, Any] | HostArray) -> HostArray:
@@ -143,7 +156,7 @@ def describe(x: Any) -> TensorInfo:
     """
     cls = type(x)
     try:
-        route = route_for(cls)
+        route = route_of(x)
         if route is not None:
             return route.describe(x)
         reason = "nothing that is known here"

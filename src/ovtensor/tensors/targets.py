@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from ovtensor.errors import ConversionError, DatalessTensorError, MissingExtraError
+from ovtensor.errors import (
+    ConversionError,
+    DatalessTensorError,
+    InputError,
+    MissingExtraError,
+    OvtensorError,
+)
 from ovtensor.tensors.cast import check_casting
 from ovtensor.tensors.dtypes import BY_NAME, ElementType, element_of, installed, native_dtype
-from ovtensor.tensors.host import Memory
+from ovtensor.tensors.host import Memory, NoNumbersError, qualified_name
 from ovtensor.tensors.ownership import Need, settle
 from ovtensor.tensors.packed import pack
 from ovtensor.tensors.registry import describe, host, read
@@ -30,7 +36,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 def numpy_array(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> Array:
     """Make what ``to_numpy`` gives."""
-    found = host(read(x))
+    found = _found(x)
     check_casting(casting)
     if dtype is None:
         target, view_as = BY_NAME[found.element.default], None
@@ -76,13 +82,14 @@ def torch_tensor(
 
         if (there := on_device(x)) is not None:
             return _placed(x, there, device, copy)
-    found = _unmasked(x, host(read(x)))
+    found = _unmasked(x, _found(x))
     target = found.element if dtype is None else element_of(dtype)
     if dtype is None and _torch_dtype(torch, target) is None:
         target = BY_NAME[target.default]
     carried = _torch_dtype(torch, target)
     if carried is None:
-        raise ConversionError(
+        error = NoNumbersError if found.element.name == "str" else ConversionError
+        raise error(
             f"{_given(x)}: PyTorch has no {target.name}; give a dtype that it has, such as float32"
         )
     bits = _settle(x, found, target, copy, casting, _TORCH_NEEDS)
@@ -103,7 +110,7 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
     """Make what ``to_openvino`` gives."""
     openvino = _framework("openvino")
     check_casting(casting)
-    found = _unmasked(x, host(read(x)))
+    found = _unmasked(x, _found(x))
     target = found.element if dtype is None else element_of(dtype)
     kind = installed(openvino.Type, target.openvino, openvino.Type)
     if dtype is None and kind is None:
@@ -118,7 +125,13 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
         raise ConversionError(f"{_given(x)}: packing {target.name} takes a copy; drop copy=False")
     bits = _settle(x, found, target, copy, casting, _OPENVINO_NEEDS)
     if target.name == "str":
-        return openvino.Tensor(bits)
+        try:
+            return openvino.Tensor(bits)
+        except Exception as error:
+            raise ConversionError(
+                f"{_given(x)} has text that is no Unicode ({error.__cause__ or error}); "
+                "replace what is not, such as with str.encode('utf-8', 'replace')"
+            ) from error
     if target.packed:
         out = openvino.Tensor(kind, openvino.Shape(bits.shape))
         out.data.view(np.uint8)[...] = pack(bits, target)
@@ -128,6 +141,24 @@ def openvino_tensor(x: Any, dtype: Any, copy: bool | None, casting: Casting) -> 
 
 _TORCH_NEEDS: tuple[Need, ...] = ("writeable", "aligned", "forward")
 _OPENVINO_NEEDS: tuple[Need, ...] = ("writeable", "aligned", "contiguous")
+
+
+def _found(x: Any) -> HostArray:
+    """Read an object; whatever its library raises of it comes as an error of this one."""
+    try:
+        return host(read(x))
+    except (OvtensorError, MemoryError):
+        raise
+    except RecursionError:
+        raise ConversionError(
+            f"{qualified_name(type(x))} is nested too deeply, or contains itself; "
+            "an array has at most 64 dimensions"
+        ) from None
+    except Exception as error:
+        raise ConversionError(
+            f"{_given(x)} cannot be read ({type(error).__name__}: {error}); "
+            "see to that in its own library, or teach its type with ovtensor.register_route"
+        ) from error
 
 
 def _settle(
@@ -140,20 +171,35 @@ def _settle(
 ) -> Array:
     """Settle the copy contract, with an error that tells what was given."""
     try:
-        return settle(found, target, copy, casting, needs)
+        bits = settle(found, target, copy, casting, needs)
     except ConversionError as error:
-        raise ConversionError(f"{_given(x)}: {error}") from error.__cause__
+        raise type(error)(f"{_given(x)}: {error}") from error.__cause__
+    # C has two types of 64 bits, or of 32, and the others know one of them only
+    if needs and bits.dtype.char in "lLqQ" and bits.dtype.char != target.carrier.char:
+        return bits.view(target.carrier)
+    return bits
 
 
 def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.Tensor:
     """Move a tensor to its device under the copy contract."""
-    if device is None or out.device == _framework("torch").device(device):
+    torch = _framework("torch")
+    if device is None:
         return out.clone() if copy else out
-    if copy is False:
-        raise ConversionError(
-            f"{_given(x)}: copy=False, but it goes to device {device}; drop copy=False"
-        )
-    return out.to(device)
+    try:
+        if out.device == torch.device(device):
+            return out.clone() if copy else out
+        if copy is not False:
+            return out.to(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); give one that "
+            "torch.device takes and this machine has, such as 'cpu'"
+        ) from error
+    raise ConversionError(
+        f"{_given(x)}: copy=False, but it goes to device {device}; drop copy=False"
+    )
 
 
 def _torch_dtype(torch: Any, element: ElementType) -> Any:

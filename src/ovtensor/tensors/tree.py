@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy as copies
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Mapping, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ovtensor.errors import ConversionError, OvtensorError
 from ovtensor.tensors.convert import to_numpy, to_openvino, to_torch
-from ovtensor.tensors.registry import describe, route_for
+from ovtensor.tensors.host import NoNumbersError, qualified_name
+from ovtensor.tensors.registry import describe, route_for, route_of
 
 if TYPE_CHECKING:
     from ovtensor.tensors.targets import Casting
@@ -22,8 +25,8 @@ __all__ = ["tree_to_numpy", "tree_to_openvino", "tree_to_torch"]
 Convert: TypeAlias = "partial[Any]"
 
 # Convertible, but nobody means a tensor by them: numbers, raw bytes and pictures stay.
-_NO_TENSORS = (bool, int, float, complex, str, bytes, bytearray, memoryview, np.generic)
-_MAYBE_LOADED = (("PIL.Image", "Image"),)
+_NO_TENSORS = (bool, int, float, complex, range, str, bytes, bytearray, memoryview, np.generic)
+_MAYBE_LOADED = (("PIL.Image", "Image"), ("mmap", "mmap"))
 
 
 def tree_to_numpy(
@@ -44,7 +47,8 @@ def tree_to_numpy(
     object
         The same structure in new containers. Results of an inference become a dict with the same
         ports as keys, and a tensordict a dict, since neither can hold arrays. What is no
-        tensor, numbers and pictures among it, is the same object as before.
+        tensor is the same object as before: numbers, text, dates, pictures, and arrays of text,
+        dates or objects where the library has none.
 
     Raises
     ------
@@ -57,7 +61,7 @@ def tree_to_numpy(
     >>> ovtensor.tree_to_numpy({"latents": [np.float16([1, 2])], "steps": 4})
     {'latents': [array([1., 2.], dtype=float16)], 'steps': 4}
     """
-    return _walk(tree, partial(to_numpy, dtype=dtype, copy=copy, casting=casting))
+    return _converted(tree, partial(to_numpy, dtype=dtype, copy=copy, casting=casting))
 
 
 def tree_to_torch(
@@ -73,7 +77,8 @@ def tree_to_torch(
     See `tree_to_numpy` for structures and `to_torch` for tensors. A tensordict stays one, of the
     same class and batch size, without a device of its own.
     """
-    return _walk(tree, partial(to_torch, dtype=dtype, device=device, copy=copy, casting=casting))
+    convert = partial(to_torch, dtype=dtype, device=device, copy=copy, casting=casting)
+    return _converted(tree, convert)
 
 
 def tree_to_openvino(
@@ -83,7 +88,24 @@ def tree_to_openvino(
 
     See `tree_to_numpy` for structures and `to_openvino` for tensors.
     """
-    return _walk(tree, partial(to_openvino, dtype=dtype, copy=copy, casting=casting))
+    return _converted(tree, partial(to_openvino, dtype=dtype, copy=copy, casting=casting))
+
+
+def _converted(tree: Any, convert: Convert) -> Any:
+    try:
+        return _walk(tree, convert)
+    except (OvtensorError, MemoryError):
+        raise
+    except RecursionError:
+        raise ConversionError(
+            f"{qualified_name(type(tree))} is nested too deeply, or contains itself; "
+            "convert its parts one by one"
+        ) from None
+    except Exception as error:
+        raise ConversionError(
+            f"{qualified_name(type(tree))} has a container that cannot be made anew "
+            f"({type(error).__name__}: {error}); convert its parts one by one"
+        ) from error
 
 
 def _walk(node: Any, convert: Convert) -> Any:
@@ -97,11 +119,16 @@ def _walk(node: Any, convert: Convert) -> Any:
         return _tensordict(node, convert)
     if isinstance(node, Mapping):
         return _mapping(node, convert)
-    if isinstance(node, tuple | list):
+    if isinstance(node, tuple | list | deque):
         return _sequence(node, convert)
     if dataclasses.is_dataclass(node) and not isinstance(node, type) and route_for(cls) is None:
         return _dataclass(node, convert)
-    return convert(node) if _is_tensor(node) else node
+    if not _is_tensor(node):
+        return node
+    try:
+        return convert(node)
+    except NoNumbersError:
+        return node
 
 
 def _tensordict(node: Any, convert: Convert) -> Any:
@@ -131,9 +158,10 @@ def _sequence(node: Any, convert: Convert) -> Any:
     items = [_walk(item, convert) for item in node]
     if type(node) is list:
         return items
-    if isinstance(node, list):
+    if isinstance(node, list | deque):
         out = copies.copy(node)
-        out[:] = items
+        out.clear()
+        out.extend(items)
         return out
     if hasattr(node, "_make"):
         return node._make(items)
@@ -153,8 +181,7 @@ def _dataclass(node: Any, convert: Convert) -> Any:
 def _is_tensor(node: Any) -> bool:
     if isinstance(node, _NO_TENSORS) or any(_is(*name, node) for name in _MAYBE_LOADED):
         return False
-    route = route_for(type(node))
-    if route is None:
+    if route_of(node) is None:
         return False
     from_openvino = type(node).__module__.startswith("openvino")
     return not from_openvino or describe(node).has_data  # ports and requests are no tensors

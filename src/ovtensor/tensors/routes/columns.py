@@ -44,6 +44,7 @@ class ColumnRoute(ProtocolRoute):
         try:
             filled = self.fill(x)
         except Exception as error:
+            ProtocolRoute.read(self, x)  # which refuses text and dates as what they are
             raise ConversionError(
                 f"{self.describe(x)} has gaps, or values that are no plain numbers ({error}); "
                 "fill the gaps or drop them first"
@@ -70,7 +71,7 @@ class TableRoute(ProtocolRoute):
         try:
             found = host(read(columns))
         except ConversionError as error:
-            raise ConversionError(f"{qualified_name(type(x))}: {error}") from error
+            raise type(error)(f"{qualified_name(type(x))}: {error}") from error
         mask = None if found.mask is None else found.mask.T
         return dataclasses.replace(found, bits=found.bits.T, mask=mask)
 

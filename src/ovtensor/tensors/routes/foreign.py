@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovtensor.errors import ConversionError, DatalessTensorError
-from ovtensor.tensors.host import TensorInfo, qualified_name
+from ovtensor.tensors.host import NoNumbersError, TensorInfo, qualified_name
 from ovtensor.tensors.registry import Unwrap
 from ovtensor.tensors.route import self_description
 from ovtensor.tensors.routes.protocols import ProtocolRoute
@@ -42,8 +42,9 @@ def dense_jax(x: Any) -> Any:
 
 
 def dense_tensorflow(x: Any) -> Any:
-    """Write out the zeros of a ``tf.SparseTensor``."""
-    return sys.modules["tensorflow"].sparse.to_dense(x)
+    """Write out the zeros of a ``tf.SparseTensor``, in whatever order its values are."""
+    sparse = sys.modules["tensorflow"].sparse
+    return sparse.to_dense(sparse.reorder(x))
 
 
 def pixels(x: Any) -> Any:
@@ -102,7 +103,7 @@ class TensorflowRoute(ProtocolRoute):
     def read(self, x: Any, /) -> HostArray:
         """Refuse text and handles before TensorFlow is asked for them."""
         if x.dtype.name in ("string", "resource", "variant"):
-            raise ConversionError(
+            raise NoNumbersError(
                 f"{self.describe(x)} holds no numbers; "
                 "decode its items one by one, such as with x.numpy()"
             )

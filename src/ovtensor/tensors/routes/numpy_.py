@@ -9,7 +9,8 @@ import numpy as np
 
 from ovtensor.errors import ConversionError
 from ovtensor.tensors.dtypes import BY_NAME, BY_NATIVE, BY_NUMPY, BY_OPENVINO, ElementType
-from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
+from ovtensor.tensors.host import HostArray, Memory, NoNumbersError, TensorInfo, qualified_name
+from ovtensor.tensors.registry import route_of
 from ovtensor.tensors.routes.exact import exact_numbers
 
 __all__ = ["ROUTE"]
@@ -80,7 +81,9 @@ def _read_array(array: np.ndarray[Any, Any], memory: Memory, source: Any) -> Hos
         return _true_element(array, element, memory)
     element = BY_NATIVE.get(dtype.name)
     if element is None:
-        raise ConversionError(
+        # what has no name of its own is a type of numbers that no row is about
+        known = dtype.kind in "SMm" or dtype.names is not None
+        raise (NoNumbersError if known else ConversionError)(
             f"{ROUTE.describe(source)} holds no plain numbers; "
             "convert a field or a cast of it, such as array.astype(float)"
         )
@@ -106,7 +109,9 @@ def _numbers(array: np.ndarray[Any, Any], source: Any) -> np.ndarray[Any, Any]:
         items = [0 if is_hidden else item for item, is_hidden in zip(items, hidden, strict=True)]
     for item in items:
         if not isinstance(item, numbers.Number | np.bool_):
-            raise ConversionError(
+            # tensors among objects are not left behind without a word
+            is_text = isinstance(item, str | bytes) or route_of(item) is None
+            raise (NoNumbersError if is_text else ConversionError)(
                 f"{ROUTE.describe(source)} holds a {qualified_name(type(item))}; "
                 "convert its items one by one"
             )

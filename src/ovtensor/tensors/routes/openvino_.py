@@ -59,7 +59,10 @@ def read_tensor(x: Any) -> HostArray:
     """Read an ``openvino.Tensor``."""
     element = element_type(x.element_type, x)
     if element.name == "str":
-        return HostArray(np.asarray(x.str_data), element, Memory.FRESH)
+        text = np.asarray(x.str_data)
+        if (np.char.find(text, "\ufffd") >= 0).any():  # which stands for bytes that are no UTF-8
+            np.char.decode(x.bytes_data, "utf-8")  # and here they are an error
+        return HostArray(text, element, Memory.FRESH)
     data: np.ndarray[Any, Any]
     try:
         data, memory = x.data, Memory.BORROWED

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovtensor.errors import ConversionError, DatalessTensorError
 from ovtensor.tensors.dtypes import BY_NUMPY
-from ovtensor.tensors.host import HostArray, Memory, TensorInfo
+from ovtensor.tensors.host import HostArray, Memory, NoNumbersError, TensorInfo
 from ovtensor.tensors.registry import host
 from ovtensor.tensors.route import self_description
 from ovtensor.tensors.routes.numpy_ import ROUTE as NUMPY
@@ -30,7 +30,7 @@ class ProtocolRoute:
         """Take the first protocol that gives numbers; then what NumPy's route says of those."""
         if (reason := self.why_dataless(x)) is not None:
             raise DatalessTensorError(f"{self.describe(x)} has no values: {reason}")
-        reasons = []
+        reasons, kind = [], ConversionError
         for name, way in _WAYS:
             if name is not None and not hasattr(x, name):
                 continue
@@ -38,11 +38,12 @@ class ProtocolRoute:
                 found = host(NUMPY.read(way(x)))
             except Exception as error:  # noqa: BLE001  foreign code may raise anything
                 reasons.append(f"{name or 'buffer'}: {error}")
+                kind = NoNumbersError if isinstance(error, NoNumbersError) else kind
                 continue
             if found.memory is Memory.CALLER:
                 found.memory = _owner(name, x)
             return found
-        raise ConversionError(
+        raise kind(
             f"{self.describe(x)} gave no array ({'; '.join(reasons)}); "
             "bring it to the CPU, or teach its type with ovtensor.register_route"
         )
@@ -76,14 +77,18 @@ def _owner(protocol: str | None, x: Any) -> Memory:
 
 def _shares(x: Any) -> bool:
     """Tell whether there is a protocol that shares memory and can say what is in it."""
-    if hasattr(x, "__array_interface__"):
-        return True
     with contextlib.suppress(Exception):  # foreign code may raise anything
+        if hasattr(x, "__array_interface__"):
+            return _as_is(np.asarray(x).dtype)
         if hasattr(x, "__dlpack_device__"):
             dtype = np.dtype(str(x.dtype).rpartition(".")[2])
             return x.__dlpack_device__()[0] == _DLPACK_CPU and dtype in BY_NUMPY
-        return not hasattr(x, "__array__") and memoryview(x).nbytes >= 0
+        return not hasattr(x, "__array__") and _as_is(np.asarray(memoryview(x)).dtype)
     return False
+
+
+def _as_is(dtype: np.dtype[Any]) -> bool:
+    return dtype.isnative and (dtype in BY_NUMPY or dtype.kind == "U")
 
 
 _DLPACK_CPU = 1

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Masked", "dispatches", "is_plain", "unwrap"]
 
 # Conversions that subclasses offer, in the order in which they are asked for.
-# as_tensor comes before to_dense, which of a list of edges makes a matrix.
-_METHODS = ("dequantize", "full_tensor", "wait", "as_tensor", "to_dense")
+# as_tensor comes before to_dense, which of a list of edges makes a matrix; torchao's NF4Tensor has
+# a dequantize that is about something else.
+_METHODS = ("get_original_weight", "dequantize", "full_tensor", "wait", "as_tensor", "to_dense")
 _SAMPLES = 8
 
 
