@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from ovtensor.tensors.modes import undisturbed
 from ovtensor.tensors.registry import describe, quick_by_type
@@ -12,29 +12,54 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["describe", "to_numpy", "to_openvino", "to_torch"]
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
+Scalar = TypeVar("Scalar", bound="np.generic")
 
 
+class OpenvinoType(Protocol):
+    """``openvino.Type``."""
+
+    def get_type_name(self) -> str:
+        """Give OpenVINO's word for it."""
+
+
+# Whatever names an element type and is not NumPy's, of which a type checker knows more.
+Word: TypeAlias = "str | torch.dtype | OpenvinoType | type[complex] | type[str]"
+
+
+@overload
+def to_numpy(
+    x: Any,
+    *,
+    dtype: type[Scalar] | np.dtype[Scalar],
+    copy: bool | None = None,
+    casting: Casting = "same_value",
+) -> NDArray[Scalar]: ...
+@overload
+def to_numpy(
+    x: Any, *, dtype: Word | None = None, copy: bool | None = None, casting: Casting = "same_value"
+) -> NDArray[Any]: ...
 def to_numpy(
     x: Any, *, dtype: Any = None, copy: bool | None = None, casting: Casting = "same_value"
-) -> Array:
+) -> NDArray[Any]:
     """Convert any tensor-like object to a NumPy array.
 
     Parameters
     ----------
     x : object
-        A tensor of PyTorch or OpenVINO, an array, anything that speaks ``__array__``,
-        ``__dlpack__`` or the buffer protocol, a number, or a nested list of these.
+        A tensor of PyTorch or OpenVINO, an array, a column or table, anything that speaks
+        ``__array__``, ``__dlpack__`` or the buffer protocol, a number, or a nested list of these.
     dtype : dtype, optional
-        Element type of the result, in the words of any of the libraries. ``"native"`` keeps the
-        bits where NumPy lacks the type: ``ml_dtypes.bfloat16`` for bfloat16 and so on.
+        Element type of the result, in the words of any of the libraries; a word that OpenVINO has,
+        such as ``"u8"`` or ``"f16"``, counts bits as there. ``"native"`` keeps the bits where
+        NumPy lacks the type: ``ml_dtypes.bfloat16`` for bfloat16 and so on.
     copy : bool, optional
         True: the result never shares memory with `x`. False: it does, or the call raises.
         None: it does only where the caller owns that memory; memory of an infer request, which
-        the next inference writes to, is copied.
+        the next inference writes to, is copied, and so is what nothing can keep from moving.
     casting : {'same_value', 'unsafe'}
         Whether a `dtype` may change values by more than the rounding of floats.
 
@@ -43,7 +68,7 @@ def to_numpy(
     numpy.ndarray
         The values in native byte order, of the base class. Types that NumPy lacks come as the
         next wider type that holds them exactly: bfloat16 and float8 as float32, complex32 as
-        complex64, four-bit integers as int8 or uint8. Masked input gives
+        complex64, four-bit integers as int8 or uint8. Masked input and columns with gaps give
         `numpy.ma.MaskedArray`, and nothing else does.
 
     Raises
@@ -56,9 +81,10 @@ def to_numpy(
 
     Notes
     -----
-    A view keeps its source alive. The view of an infer request's memory, which ``copy=False``
-    gives, is true until that request runs again, its tensor is given another shape, or the
-    request goes out of scope.
+    A view keeps the memory of its source, also if a tensor is given other storage afterwards;
+    PyTorch does not free or resize storage that is shown. The view of an infer request's memory,
+    which ``copy=False`` gives, is true until that request runs again, its tensor is given another
+    shape, or the request goes out of scope.
 
     Code that ``torch.compile`` traces sees `DatalessTensorError` too; where it is not caught,
     PyTorch runs that code eagerly instead, and the conversion returns the true values.
@@ -85,7 +111,7 @@ def to_torch(
     x: Any,
     *,
     dtype: Any = None,
-    device: Any = None,
+    device: torch.device | str | int | None = None,
     copy: bool | None = None,
     casting: Casting = "same_value",
 ) -> torch.Tensor:
@@ -110,6 +136,8 @@ def to_torch(
         As for `to_numpy`; also for masks, which a plain tensor would drop, and for text.
     MissingExtraError
         If PyTorch is not installed.
+    InputError
+        If `device` is none, or cannot be used here.
     """
     return undisturbed(torch_tensor)(x, dtype, device, copy, casting)
 

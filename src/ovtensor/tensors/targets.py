@@ -84,9 +84,10 @@ def torch_tensor(
             return _placed(x, there, device, copy)
     found = _unmasked(x, _found(x))
     target = found.element if dtype is None else element_of(dtype)
-    if dtype is None and _torch_dtype(torch, target) is None:
+    carried = installed(torch, target.torch, torch.dtype)
+    if dtype is None and carried is None:
         target = BY_NAME[target.default]
-    carried = _torch_dtype(torch, target)
+        carried = installed(torch, target.torch, torch.dtype)
     if carried is None:
         error = NoNumbersError if found.element.name == "str" else ConversionError
         raise error(
@@ -200,10 +201,6 @@ def _placed(x: Any, out: torch.Tensor, device: Any, copy: bool | None) -> torch.
     raise ConversionError(
         f"{_given(x)}: copy=False, but it goes to device {device}; drop copy=False"
     )
-
-
-def _torch_dtype(torch: Any, element: ElementType) -> Any:
-    return installed(torch, element.torch, torch.dtype)
 
 
 def _unmasked(x: Any, found: HostArray) -> HostArray:

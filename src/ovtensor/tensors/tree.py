@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 
@@ -18,17 +18,58 @@ from ovtensor.tensors.host import NoNumbersError, qualified_name
 from ovtensor.tensors.registry import describe, route_for, route_of
 
 if TYPE_CHECKING:
+    import openvino
+    import torch
+    from numpy.typing import NDArray
+    from typing_extensions import Unpack
+
     from ovtensor.tensors.targets import Casting
 
 __all__ = ["tree_to_numpy", "tree_to_openvino", "tree_to_torch"]
 
 Convert: TypeAlias = "partial[Any]"
+# To a type checker an int is a complex too.
+Leaf = TypeVar("Leaf", bound="str | bytes | complex | None")
+Key = TypeVar("Key")
+
+
+class Options(TypedDict, total=False):
+    """How each tensor is converted."""
+
+    dtype: Any
+    copy: bool | None
+    casting: Casting
+
+
+class DeviceOptions(Options, total=False):
+    """And where it goes."""
+
+    device: torch.device | str | int | None
+
 
 # Convertible, but nobody means a tensor by them: numbers, raw bytes and pictures stay.
 _NO_TENSORS = (bool, int, float, complex, range, str, bytes, bytearray, memoryview, np.generic)
 _MAYBE_LOADED = (("PIL.Image", "Image"), ("mmap", "mmap"))
 
 
+@overload
+def tree_to_numpy(tree: Leaf, **options: Unpack[Options]) -> Leaf: ...
+@overload
+def tree_to_numpy(tree: torch.Tensor, **options: Unpack[Options]) -> NDArray[Any]: ...
+@overload
+def tree_to_numpy(tree: list[torch.Tensor], **options: Unpack[Options]) -> list[NDArray[Any]]: ...
+@overload
+def tree_to_numpy(
+    tree: dict[Key, torch.Tensor], **options: Unpack[Options]
+) -> dict[Key, NDArray[Any]]: ...
+@overload
+def tree_to_numpy(tree: list[Any], **options: Unpack[Options]) -> list[Any]: ...
+@overload
+def tree_to_numpy(tree: dict[Key, Any], **options: Unpack[Options]) -> dict[Key, Any]: ...
+@overload
+def tree_to_numpy(tree: tuple[Any, ...], **options: Unpack[Options]) -> tuple[Any, ...]: ...
+@overload
+def tree_to_numpy(tree: Any, **options: Unpack[Options]) -> Any: ...
 def tree_to_numpy(
     tree: Any, *, dtype: Any = None, copy: bool | None = None, casting: Casting = "same_value"
 ) -> Any:
@@ -64,11 +105,31 @@ def tree_to_numpy(
     return _converted(tree, partial(to_numpy, dtype=dtype, copy=copy, casting=casting))
 
 
+@overload
+def tree_to_torch(tree: Leaf, **options: Unpack[DeviceOptions]) -> Leaf: ...
+@overload
+def tree_to_torch(tree: torch.Tensor, **options: Unpack[DeviceOptions]) -> torch.Tensor: ...
+@overload
+def tree_to_torch(
+    tree: list[torch.Tensor], **options: Unpack[DeviceOptions]
+) -> list[torch.Tensor]: ...
+@overload
+def tree_to_torch(
+    tree: dict[Key, torch.Tensor], **options: Unpack[DeviceOptions]
+) -> dict[Key, torch.Tensor]: ...
+@overload
+def tree_to_torch(tree: list[Any], **options: Unpack[DeviceOptions]) -> list[Any]: ...
+@overload
+def tree_to_torch(tree: dict[Key, Any], **options: Unpack[DeviceOptions]) -> dict[Key, Any]: ...
+@overload
+def tree_to_torch(tree: tuple[Any, ...], **options: Unpack[DeviceOptions]) -> tuple[Any, ...]: ...
+@overload
+def tree_to_torch(tree: Any, **options: Unpack[DeviceOptions]) -> Any: ...
 def tree_to_torch(
     tree: Any,
     *,
     dtype: Any = None,
-    device: Any = None,
+    device: torch.device | str | int | None = None,
     copy: bool | None = None,
     casting: Casting = "same_value",
 ) -> Any:
@@ -81,6 +142,26 @@ def tree_to_torch(
     return _converted(tree, convert)
 
 
+@overload
+def tree_to_openvino(tree: Leaf, **options: Unpack[Options]) -> Leaf: ...
+@overload
+def tree_to_openvino(tree: torch.Tensor, **options: Unpack[Options]) -> openvino.Tensor: ...
+@overload
+def tree_to_openvino(
+    tree: list[torch.Tensor], **options: Unpack[Options]
+) -> list[openvino.Tensor]: ...
+@overload
+def tree_to_openvino(
+    tree: dict[Key, torch.Tensor], **options: Unpack[Options]
+) -> dict[Key, openvino.Tensor]: ...
+@overload
+def tree_to_openvino(tree: list[Any], **options: Unpack[Options]) -> list[Any]: ...
+@overload
+def tree_to_openvino(tree: dict[Key, Any], **options: Unpack[Options]) -> dict[Key, Any]: ...
+@overload
+def tree_to_openvino(tree: tuple[Any, ...], **options: Unpack[Options]) -> tuple[Any, ...]: ...
+@overload
+def tree_to_openvino(tree: Any, **options: Unpack[Options]) -> Any: ...
 def tree_to_openvino(
     tree: Any, *, dtype: Any = None, copy: bool | None = None, casting: Casting = "same_value"
 ) -> Any:

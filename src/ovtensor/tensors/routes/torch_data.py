@@ -75,9 +75,11 @@ def _is_functional(x: torch.Tensor) -> bool:
     """Tell whether `x` is a functional tensor of C++, or of Python around one."""
     module = sys.modules.get("torch._subclasses.functional_tensor")
     in_python = module is not None and isinstance(x, module.FunctionalTensor)
-    return in_python or any(
+    if in_python or torch._is_functional_tensor(x):  # noqa: SLF001
+        return True
+    return bool(parts := vars(x)) and any(
         isinstance(part, torch.Tensor) and torch._is_functional_tensor(part)  # noqa: SLF001
-        for part in (x, *vars(x).values())
+        for part in parts.values()
     )
 
 
