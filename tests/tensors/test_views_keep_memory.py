@@ -238,3 +238,36 @@ def test_memory_that_is_not_aligned_is_copied(dtype, offset):
         with pytest.raises(ConversionError, match=r"not aligned.*drop copy=False"):
             ovtensor.to_torch(x, copy=False)
     np.testing.assert_array_equal(ovtensor.to_numpy(x, copy=False), values)
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("bfloat16", {}),
+        ("bfloat16 parameter", {"dtype": "float32"}),
+        ("float8", {"copy": True, "dtype": "native"}),
+        ("parameter", {"copy": True}),
+        ("subclass", {"dtype": "float16"}),
+    ],
+)
+def test_a_copy_leaves_storage_resizable(source, options):
+    """Offloading and sharding free the storage of weights, which a copy does not need."""
+    x = TENSORS[source]()
+    ovtensor.to_numpy(x, **options)
+    assert x.untyped_storage().resizable()
+    x.untyped_storage().resize_(0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_comes_out_of_a_wrapper_is_held_too():
+    x = torch.masked.masked_tensor(torch.arange(1000.0), torch.arange(1000) > 3)
+    inner = x.get_data()
+    out = ovtensor.to_numpy(x)
+    wanted = out.tolist()
+    with contextlib.suppress(RuntimeError):
+        inner.untyped_storage().resize_(0)
+    with contextlib.suppress(RuntimeError):
+        x._masked_data.untyped_storage().resize_(0)
+    junk = overwrite_freed_memory()
+    assert out.tolist() == wanted
+    del junk

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ovtensor.errors import ConversionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from ovtensor.tensors.dtypes import ElementType
@@ -56,6 +58,9 @@ class HostArray:
         True where a value is masked out.
     masked : numpy.ma.MaskedArray or None
         Where the mask is from, which has a fill value and may have a hard mask.
+    pin : callable or None
+        Makes the array to hand out in place of `bits`, where those are only true until the
+        conversion is over; or None, if nothing can hold that memory.
     """
 
     bits: np.ndarray[Any, Any]
@@ -63,6 +68,7 @@ class HostArray:
     memory: Memory
     mask: np.ndarray[Any, Any] | None = None
     masked: np.ma.MaskedArray[Any, Any] | None = None
+    pin: Callable[[], np.ndarray[Any, Any] | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

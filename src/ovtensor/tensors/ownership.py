@@ -60,6 +60,10 @@ def settle(
     bits = recode(found.bits, source, target, casting)
     fresh = bits is not found.bits or found.memory is Memory.FRESH
     unmet = _unmet(bits, needs)
+    copies = not fresh and (copy or (copy is None and found.memory is Memory.BORROWED))
+    if not (fresh or copies or unmet or found.pin is None):
+        held = found.pin()
+        bits, fresh = (bits.copy(), True) if held is None else (held, False)
     if copy is False:
         if fresh or found.memory is Memory.UNKNOWN:
             unmet = "not known to be shared" if not fresh else "made by the conversion itself"
@@ -68,7 +72,7 @@ def settle(
                 f"copy=False asks for a view, but the values' memory is {unmet}; drop copy=False"
             )
         return bits
-    if unmet is not None or (not fresh and (copy or found.memory is Memory.BORROWED)):
+    if unmet is not None or copies:
         return bits.copy()
     # Foreign code that gave UNKNOWN memory may have given the source's own.
     return bits

@@ -6,7 +6,9 @@ subclasses' methods do not interfere. Everything else goes through an operator o
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +55,7 @@ class TorchRoute:
         simple = unwrap(x, _memory)
         if isinstance(simple, Masked):
             values, mask = (host(read(part)) for part in simple)
-            return HostArray(values.bits, values.element, Memory.UNKNOWN, mask.bits)
+            return dataclasses.replace(values, memory=Memory.UNKNOWN, mask=mask.bits)
         if simple is not x:
             found = host(read(simple))
             found.memory = Memory.UNKNOWN
@@ -164,8 +166,6 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 def _strided(x: torch.Tensor) -> HostArray:
     """Read memory, then undo what flags and torch's own element types put on top of it."""
-    if (shared := _shared(x)) is not None:
-        return HostArray(shared, _ELEMENT[x.dtype], Memory.CALLER)
     memory = _memory(x)
     if x.dtype is torch.complex32:
         values = memory.astype(np.float32).view(np.complex64).reshape(tuple(x.shape))
@@ -177,11 +177,14 @@ def _strided(x: torch.Tensor) -> HostArray:
             unpack(np.ascontiguousarray(memory), shape, element), element, Memory.FRESH
         )
     element = _ELEMENT[x.dtype]
-    if element.in_numpy:
-        memory = _signed(x, memory)
-    elif x.is_neg():
-        memory = memory ^ element.carrier.type(1 << (element.bits - 1))
-    return HostArray(np.array(memory), element, Memory.FRESH)
+    if x.is_conj() or x.is_neg():
+        if not element.in_numpy:
+            memory = np.asarray(memory ^ element.carrier.type(1 << (element.bits - 1)))
+            return HostArray(memory, element, Memory.FRESH)
+        return HostArray(_signed(x, memory), element, Memory.FRESH)
+    if x._is_zerotensor():  # noqa: SLF001
+        return HostArray(memory, element, Memory.FRESH)
+    return HostArray(memory, element, Memory.CALLER, pin=partial(_shared, x))
 
 
 def _signed(x: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -198,15 +201,15 @@ def _shared(x: torch.Tensor) -> np.ndarray[Any, Any] | None:
     which is shown is due to ``Tensor.numpy``. None where that refuses, and where operators on `x`
     run code of its class.
     """
-    shown = _SHOWN_AS.get(x.dtype)
-    if shown is None or dispatches(x):
-        return None
-    try:
-        alias = torch.Tensor.detach(x)  # a subclass may have one of its own
-        array: np.ndarray[Any, Any] = (alias if shown is x.dtype else alias.view(shown)).numpy()
-    except (RuntimeError, TypeError):
-        return None
-    return array
+    with torch._C.DisableTorchFunction():  # noqa: SLF001
+        if dispatches(x):
+            return None
+        try:
+            alias, shown = torch.Tensor.detach(x), _SHOWN_AS[x.dtype]
+            array: np.ndarray[Any, Any] = (alias if shown is x.dtype else alias.view(shown)).numpy()
+        except (RuntimeError, TypeError):
+            return None
+        return array
 
 
 def _memory(x: torch.Tensor) -> np.ndarray[Any, Any]:
