@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from ovtensor.tensors.cast import promote
 from ovtensor.tensors.dtypes import BY_NUMPY
 from ovtensor.tensors.host import qualified_name
 
-__all__ = ["exact_numbers"]
+__all__ = ["exact_numbers", "foreign_type"]
+
+
+def foreign_type(items: Any) -> type | None:
+    """Return the type of an item that is no number; None if all are."""
+    kinds = set(map(type, items))
+    return next((kind for kind in kinds if not issubclass(kind, Number | np.bool_)), None)
 
 
 def exact_numbers(items: list[Any], source: Any) -> np.ndarray[Any, Any]:
@@ -26,12 +33,12 @@ def exact_numbers(items: list[Any], source: Any) -> np.ndarray[Any, Any]:
     ConversionError
         If no type holds all of them exactly.
     """
+    if len(set(map(type, items))) <= 1:
+        return _alike(items, source)
     places: dict[type, list[int]] = defaultdict(list)
     for place, kind in enumerate(map(type, items)):
         places[kind].append(place)
     try:
-        if len(places) <= 1:
-            return _alike(items, source)
         parts, element = promote(
             [_alike([items[place] for place in group], source) for group in places.values()]
         )

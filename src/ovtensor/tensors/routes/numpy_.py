@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from ovtensor.errors import ConversionError
 from ovtensor.tensors.dtypes import BY_NAME, BY_NATIVE, BY_NUMPY, BY_OPENVINO, ElementType
 from ovtensor.tensors.host import HostArray, Memory, NoNumbersError, TensorInfo, qualified_name
-from ovtensor.tensors.registry import route_of
-from ovtensor.tensors.routes.exact import exact_numbers
+from ovtensor.tensors.registry import route_for
+from ovtensor.tensors.routes.exact import exact_numbers, foreign_type
 
 __all__ = ["ROUTE"]
 
@@ -107,14 +107,16 @@ def _numbers(array: np.ndarray[Any, Any], source: Any) -> np.ndarray[Any, Any]:
     if isinstance(source, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(source).ravel().tolist()
         items = [0 if is_hidden else item for item, is_hidden in zip(items, hidden, strict=True)]
-    for item in items:
-        if not isinstance(item, numbers.Number | np.bool_):
-            # tensors among objects are not left behind without a word
-            is_text = isinstance(item, str | bytes) or route_of(item) is None
-            raise (NoNumbersError if is_text else ConversionError)(
-                f"{ROUTE.describe(source)} holds a {qualified_name(type(item))}; "
-                "convert its items one by one"
-            )
+    if (foreign := foreign_type(items)) is not None:
+        # tensors among objects are not left behind without a word
+        tensors = any(
+            route_for(kind) and not issubclass(kind, str | bytes | Number | np.bool_)
+            for kind in set(map(type, items))
+        )
+        raise (ConversionError if tensors else NoNumbersError)(
+            f"{ROUTE.describe(source)} holds a {qualified_name(foreign)}; "
+            "convert its items one by one"
+        )
     return exact_numbers(items, source).reshape(array.shape)
 
 

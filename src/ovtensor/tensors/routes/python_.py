@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from ovtensor.tensors.cast import promote, widen
 from ovtensor.tensors.dtypes import BY_NUMPY
 from ovtensor.tensors.host import HostArray, Memory, TensorInfo, qualified_name
 from ovtensor.tensors.registry import host, read
-from ovtensor.tensors.routes.exact import exact_numbers
+from ovtensor.tensors.routes.exact import exact_numbers, foreign_type
 
 __all__ = ["FOUND", "ROUTE"]
 
@@ -26,7 +25,7 @@ class PythonRoute:
         """Build the array; equal element types are kept, others are promoted if that is exact."""
         if isinstance(x, _NUMBERS):
             values = exact_numbers([x], x).reshape(())
-        elif all(isinstance(item, numbers.Number | np.bool_) for item in x):
+        elif foreign_type(x) is None:
             values = exact_numbers(list(x), x)
         else:
             return _stack([host(read(item)) for item in x], x)
