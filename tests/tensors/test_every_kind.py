@@ -28,7 +28,7 @@ class SubArray(np.ndarray):
     pass
 
 
-class Lends:
+class GivesItsOwn:
     """Gives away the array that it works on, which owns its memory."""
 
     def __init__(self):
@@ -128,7 +128,7 @@ KINDS = {
     "memoryview": lambda: memoryview(bytearray(b"ab")),
     "array.array": lambda: array.array("f", [1, 2]),
     "ctypes": lambda: (ctypes.c_int * 3)(1, 2, 3),
-    "lends": Lends,
+    "gives its own": GivesItsOwn,
     "builds": Builds,
     "number": lambda: 3,
     "list": lambda: [1, 2],

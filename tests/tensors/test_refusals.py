@@ -99,7 +99,7 @@ RAW = {
     "set": lambda: {1, 2},
     "dict": lambda: {"a": 1},
     "structure": lambda: struct.Struct("i"),
-    "halves of a pair": lambda: memoryview(struct.pack("ih", 1, 2)).cast("c"),
+    "characters": lambda: memoryview(struct.pack("ih", 1, 2)).cast("c"),
     "class": lambda: np.ndarray,
     "class of tensors": lambda: torch.Tensor,
     "class of protocols": lambda: Raises,

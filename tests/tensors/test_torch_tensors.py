@@ -218,13 +218,13 @@ def test_the_private_interfaces_that_are_built_on_are_still_there(index):
 
     x = torch.ones(2)
     keys = torch._C._dispatch_keys(x)
-    facts = [
+    answers = [
         not keys.has(torch._C.DispatchKey.Python) and not keys.has(torch._C.DispatchKey.ZeroTensor),
         not _functorch.is_batchedtensor(x) and not _functorch.is_gradtrackingtensor(x),
         _functorch.peek_interpreter_stack() is None and torch._C._len_torch_dispatch_stack() == 0,
         torch._C._len_torch_function_stack() == 0 and torch._C._is_tracing() is False,
     ]
-    assert facts[index]
+    assert answers[index]
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
