@@ -112,6 +112,7 @@ def each_warning_once():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and names that Windows does not have")
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(foreign, min_size=1, max_size=6), st.booleans())
 @example([("files", "thesis.docx", "file"), ("files", "1f-2a.json", "file")], False)
@@ -189,6 +190,7 @@ damages = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damages)
 @example({"files": {}})
