@@ -121,6 +121,21 @@ ovtensor.cli.cache.add_commands = swallowed
 
 
 @posix
+def test_an_interrupt_of_code_in_a_string(tmp_path):
+    (tmp_path / "command.py").write_text("""
+import os, signal, sys
+import ovtensor.cli.cache
+def interrupted(*args):
+    exec("os.kill(os.getpid(), signal.SIGINT)")
+ovtensor.cli.cache.add_commands = interrupted
+sys.exit(ovtensor.cli.main())
+""")
+    command = [sys.executable, "-m", "command"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "ovtensor: interrupted\n")
+
+
+@posix
 def test_interrupts_that_are_ignored_stay_so(tmp_path):
     code = INTERRUPT.format(name="ovtensor.cli.cache") + "signal.signal(2, signal.SIG_IGN)"
     done = run("cache", "where", code=code)

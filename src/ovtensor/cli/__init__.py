@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             status, message = 130, "interrupted"
         if message:
             _tell(message)
+        if status == 130:
+            # Where code from a string was interrupted, as extensions run some, `python -m` ends by
+            # the signal, which has another number for who is no shell. The last such code counts.
+            exec("")
         return status
 
 
@@ -98,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="ovtensor",
         description="Pictures from diffusion models on OpenVINO, and the cache of their models.",
+        epilog="Exit status: 0 when done, 1 when it failed, 2 for arguments that cannot be right, "
+        "130 when interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"ovtensor {ovtensor.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
