@@ -324,6 +324,20 @@ def test_an_entry_that_cannot_be_removed_is_an_error_and_others_go(cache, build,
     assert [entry.key for entry in cache.entries()] == [stuck]
 
 
+def test_hashes_that_cannot_be_forgotten_are_an_error(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "_SETTLED", -1.0)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"x")
+    cache.fingerprint_files([weights])
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        cache.clear()
+
+
 # Whose folder it is
 
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users and modes here")
