@@ -112,6 +112,7 @@ def each_warning_once():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and names that Windows does not have")
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(foreign, min_size=1, max_size=6), st.booleans())
 @example([("files", "thesis.docx", "file"), ("files", "1f-2a.json", "file")], False)
@@ -189,6 +190,7 @@ damages = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damages)
 @example({"files": {}})
@@ -320,6 +322,20 @@ def test_an_entry_that_cannot_be_removed_is_an_error_and_others_go(cache, build,
     with pytest.raises(PermissionError):
         cache.clear()
     assert [entry.key for entry in cache.entries()] == [stuck]
+
+
+def test_hashes_that_cannot_be_forgotten_are_an_error(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "_SETTLED", -1.0)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"x")
+    cache.fingerprint_files([weights])
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        cache.clear()
 
 
 # Whose folder it is

@@ -133,6 +133,7 @@ def elsewhere():
 options = st.lists(st.tuples(st.sampled_from(DRAWING), odd), max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(odd, options)
 @example("x", [("--seed", "1e30")])
@@ -177,6 +178,7 @@ def test_what_is_right_at_the_edges(drawn):
             assert call(["generate", "", f"{name}={value}"])[0] == 0, (name, value)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["list", "verify", "prune", "clear", "where"]) | odd,
@@ -196,6 +198,7 @@ def test_cache(action, options):
         assert [path.name for path in Path().iterdir()] == ["folder.png"]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(odd | st.sampled_from(["cache", "list", "--version", "--help"]), max_size=3))
 def test_anything(arguments):

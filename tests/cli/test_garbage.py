@@ -76,3 +76,39 @@ def test_collection_is_as_it_was(enabled):
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
+
+
+WATCH = """
+import gc, sys
+told = []
+
+def watched(name):
+    works = getattr(gc, name)
+
+    def call(*args):
+        caller = sys._getframe(1)
+        while caller.f_globals["__name__"] == "contextlib":
+            caller = caller.f_back
+        if caller.f_globals["__name__"].startswith("ovtensor"):
+            told.append((name, caller.f_globals["__name__"]))
+        return works(*args)
+
+    setattr(gc, name, call)
+
+for name in ("disable", "enable", "freeze", "unfreeze", "set_threshold"):
+    watched(name)
+
+import ovtensor
+for name in ovtensor.__all__:
+    getattr(ovtensor, name)
+with ovtensor.pipeline(ovtensor.tiny_sdxl_path(), cache=sys.argv[1], progress=False) as pipe:
+    pipe("a small red circle", num_inference_steps=1)
+ovtensor.ModelCache(sys.argv[1]).clear()
+print(told, gc.isenabled(), gc.get_freeze_count())
+"""
+
+
+@pytest.mark.slow
+def test_the_library_leaves_it_alone(python, tmp_path):
+    out, err = python(WATCH, tmp_path / "cache").communicate()
+    assert out == "[] True 0\n", err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -120,15 +121,24 @@ class FileFingerprints:
         return checksum
 
     def forget(self, keep: int) -> None:
-        """Remove all but the `keep` records that were written last; what else is there stays."""
-        if self._folder is None or self._folder.is_symlink():
+        """Remove all but the `keep` records that were written last; what else is there stays.
+
+        Raises
+        ------
+        OSError
+            If one cannot be removed.
+        """
+        if self._folder is None or self._folder.is_symlink() or not self._folder.is_dir():
             return
-        with tolerated("old hashes of files stay"):
-            records = [path for path in self._folder.iterdir() if _RECORD.fullmatch(path.name)]
-            records.sort(key=lambda path: -path.lstat().st_mtime_ns)
-            for path in records[keep:]:
+        written = {}
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                if _RECORD.fullmatch(path.name):
+                    written[path] = path.lstat().st_mtime_ns
+        for path in sorted(written, key=lambda path: -written[path])[keep:]:
+            with contextlib.suppress(FileNotFoundError):
                 if _is_ours(path):
-                    path.unlink(missing_ok=True)
+                    path.unlink()
 
 
 def _identity(path: Path) -> dict[str, int]:
