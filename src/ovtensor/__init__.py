@@ -1,4 +1,4 @@
-"""Tensor interop between PyTorch, NumPy and OpenVINO, and SDXL on Intel hardware from Python.
+"""Tensor interop between PyTorch, NumPy and OpenVINO, and Stable Diffusion on Intel hardware from Python.
 
 The names below are the public interface. Importing this package loads NumPy and nothing heavier:
 torch, openvino and diffusers come in when a function that needs them is first used.
@@ -10,7 +10,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # One logger for the whole library, quiet until the application gives it a handler or a level.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

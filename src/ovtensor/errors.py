@@ -10,7 +10,7 @@
     |- MissingExtraError (ImportError)      an optional package is not installed
     |- InputError (ValueError)              an argument that cannot be right
     |  |- BackendError                      unknown backend, device or precision
-    |  `- ModelError                        a folder or pipeline that is no usable SDXL model
+    |  `- ModelError                        a folder or pipeline that is no usable model
     |- ComponentError (RuntimeError)        a component could not be converted, compiled or run
     |  `- ParityError                       a compiled component does not compute what torch does
     `- SessionClosedError (RuntimeError)    use after the ``with`` block was left
@@ -120,7 +120,7 @@ class BackendError(InputError):
 
 
 class ModelError(InputError):
-    """A folder, hub id or pipeline that is not a complete SDXL model."""
+    """A folder, hub id or pipeline that is not a complete model of a known family."""
 
 
 class ComponentError(OvtensorError, RuntimeError):

@@ -86,17 +86,16 @@ class Builder:
             nonfinite=self._nonfinite,
         )
         if backend.kind == "openvino":
-            return self._on_openvino(convertible(name, to.argument, original), original, to)
+            return self._on_openvino(convertible(name, to.argument, original), to)
         return self._on_torch(kind, original, to)
 
     def report(self) -> Report:
         """What each component runs on and what it has cost, in the pipeline's order."""
         return Report(self._row(name) for name in reversed(self._stats))
 
-    def _on_openvino(self, kind: Kind, original: Any, to: Attachment) -> Any:
+    def _on_openvino(self, kind: Kind, to: Attachment) -> Any:
         name = to.name
         backend, source = self._backends[name], self._sources[name]
-        del original
         self._precisions[name] = backend.precision
         wide = dataclasses.replace(backend, precision="f32", weights=None)
 
