@@ -1,4 +1,4 @@
-"""Tensor interop between PyTorch, NumPy and OpenVINO, and Stable Diffusion on Intel hardware from Python.
+"""Tensor interop between PyTorch, NumPy and OpenVINO, and diffusion pipelines on OpenVINO.
 
 The names below are the public interface. Importing this package loads NumPy and nothing heavier:
 torch, openvino and diffusers come in when a function that needs them is first used.
