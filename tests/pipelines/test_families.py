@@ -175,7 +175,8 @@ def test_the_command_line_draws_with_it(sd15, tmp_path, capsys):
     out = tmp_path / "picture.png"
     options = ["--model", str(sd15), "--size", "128x128", "--steps", "2", "--out", str(out)]
     assert cli.main(["generate", "a circle", *options, "--quiet"]) == 0
-    assert Image.open(out).size == (128, 128)
+    with Image.open(out) as picture:
+        assert picture.size == (128, 128)
 
 
 def test_several_blocks_over_one_pipeline_at_once(eager_pipeline, eager_pictures):

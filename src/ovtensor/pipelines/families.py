@@ -49,6 +49,14 @@ class Family:
         """The components that a LoRA can change, in diffusers' order."""
         return tuple(name for name in sorted(self.components, key=_lora_order) if name != "vae")
 
+    def demand_unet(self, added: Any, of: str) -> None:
+        """Raise ``ModelError`` unless a UNet is conditioned on what this family's is."""
+        if added != self.added:
+            raise ModelError(
+                f"the UNet of {of} has addition_embed_type={added!r}; a UNet of {self.name} "
+                f"has {self.added!r}"
+            )
+
 
 def _lora_order(name: str) -> tuple[bool, str]:
     return name != "unet", name
@@ -147,11 +155,7 @@ def family_of(pipe: Any) -> Family:
         )
         if named is None:
             raise unknown_family(f"a {given}")
-    if added != named.added:
-        raise ModelError(
-            f"the UNet of the {given} has addition_embed_type={added!r}; a UNet of {named.name} "
-            f"has {named.added!r}"
-        )
+    named.demand_unet(added, f"the {given}")
     return named
 
 

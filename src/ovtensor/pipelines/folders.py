@@ -115,6 +115,8 @@ def _checked(path: Path) -> Family:
         )
     for part in present:
         _check_shards(path / part)
+    if (config := path / "unet" / "config.json").is_file():
+        family.demand_unet(read_json(config).get("addition_embed_type"), repr(str(path)))
     return family
 
 
